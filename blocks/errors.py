@@ -1,0 +1,33 @@
+"""What can go wrong with a model on this machine. One root, so that the command line knows them all."""
+
+
+class BlockError(Exception):
+    """Root of the errors of `blocks`."""
+
+
+class BadSpan(BlockError):
+    """A span is malformed, empty, or outside the model."""
+
+
+class UnknownModel(BlockError):
+    """No model was found under that name, path or hub id."""
+
+
+class UnsupportedModel(BlockError):
+    """The architecture cannot be cut into spans; the message names the reason."""
+
+
+class MissingTensors(BlockError):
+    """The checkpoint lacks tensors that the span needs."""
+
+
+class BadAdapter(BlockError):
+    """Adapter settings or adapter tensors do not fit the model."""
+
+
+class CacheFull(BlockError):
+    """The byte budget for KV caches has no room for this session."""
+
+
+class BadSession(BlockError):
+    """A decode request does not fit its session: unknown id, wrong position, too many tokens."""

@@ -1,0 +1,1 @@
+"""Who else is there, and how to reach them. Start at directory.Directory and chain.Chain."""

@@ -1,0 +1,37 @@
+"""What can go wrong between peers. One root, so that the command line knows them all."""
+
+
+class PeerError(Exception):
+    """Root of the errors of `peers`."""
+
+
+class BadRecord(PeerError):
+    """A record from the DHT is malformed, too large, expired, or its signature is wrong."""
+
+
+class BadMessage(PeerError):
+    """A message from the wire is malformed, too large, or carries values that cannot be right."""
+
+
+class BadIdentity(PeerError):
+    """The identity file cannot be used: unreadable, malformed, or in use by another process or peer."""
+
+
+class NetworkFailed(PeerError):
+    """The node could not start: port taken, no bootstrap peer answered, or the daemon did not come up."""
+
+
+class StreamClosed(PeerError):
+    """The other side closed the stream, or its process is gone."""
+
+
+class Refused(PeerError):
+    """The other peer answered with a refusal. `code` is one of messages.RefusalCode."""
+
+    def __init__(self, reason: str, code: str = "refused") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class NoRoute(PeerError):
+    """No chain of live hosts covers the blocks; the message names the blocks that are missing."""

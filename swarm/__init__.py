@@ -1,0 +1,1 @@
+"""One running peer and everything that a person touches. Start at node.run_node()."""

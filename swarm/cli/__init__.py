@@ -1,0 +1,1 @@
+"""The `swarm` command: one file per command. Start at main.main()."""
