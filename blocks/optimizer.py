@@ -1,0 +1,131 @@
+"""One AdamW per unit (Loshchilov and Hutter, 1711.05101) and the run's learning-rate schedule over samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from blocks.errors import BadAdapter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEP = "step"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its schedule. Samples, not steps, are the clock: all peers of a run see the same one.
+
+    `schedule` is constant, linear (to zero at `total_samples`) or cosine (likewise). `clip_norm` bounds the norm of
+    each *unit's* gradient, so that it does not depend on which host holds what; 0 is off.
+    """
+
+    learning_rate: float = 2e-4
+    warmup_samples: int = 0
+    total_samples: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"training.schedule is '{self.schedule}'; use constant, linear or cosine")
+        if self.schedule != "constant" and self.total_samples <= self.warmup_samples:
+            raise ValueError(
+                f"training.total_samples is {self.total_samples}; a {self.schedule} schedule needs more than "
+                f"training.warmup_samples ({self.warmup_samples})"
+            )
+
+
+def learning_rate(config: OptimizerConfig, samples: int) -> float:
+    """The rate for the step that begins when `samples` have been seen by the run."""
+    if samples < config.warmup_samples:
+        return config.learning_rate * (samples + 1) / config.warmup_samples
+    if config.schedule == "constant":
+        return config.learning_rate
+    part = min(1.0, (samples - config.warmup_samples) / (config.total_samples - config.warmup_samples))
+    if config.schedule == "linear":
+        return config.learning_rate * (1.0 - part)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * part))
+
+
+class UnitOptimizer:
+    """AdamW over the tensors of one unit, whose state can be read and written by tensor name."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        self._parameters = dict(parameters)
+        self._config = config
+        self._adamw = torch.optim.AdamW(
+            list(self._parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def step(self, gradients: Mapping[str, torch.Tensor], *, samples: int) -> float:
+        """One step with `gradients` (fp32, already divided by the token count); returns their norm before clipping."""
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        scale = 1.0
+        if self._config.clip_norm > 0:
+            scale = min(1.0, self._config.clip_norm / (float(norm) + 1e-6))  # torch's clip_grad_norm_ adds the same
+        for name, parameter in self._parameters.items():
+            parameter.grad = (gradients[name] * scale).to(parameter.device, parameter.dtype)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate(self._config, samples)
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """Moments by `TENSOR/exp_avg`, `TENSOR/exp_avg_sq` and the step count; fp32 on the CPU. Empty before a step."""
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self._parameters.items():
+            moments = self._adamw.state.get(parameter)
+            if moments:
+                for moment in MOMENTS:
+                    state[f"{name}/{moment}"] = moments[moment].detach().to("cpu", torch.float32, copy=True)
+                state[f"{name}/{_STEP}"] = torch.tensor([float(moments[_STEP])], dtype=torch.float32)
+        return state
+
+    def write(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the moments that `read` gave, here or on another peer.
+
+        Raises:
+            BadAdapter: a tensor is missing, has another shape, or is not finite or not a second moment.
+        """
+        if not state:
+            return
+        fresh = {name: self._checked(name, parameter, state) for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            self._adamw.state[parameter] = fresh[name]
+
+    def _checked(
+        self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        moments: dict[str, torch.Tensor] = {}
+        for moment in MOMENTS:
+            tensor = state.get(f"{name}/{moment}")
+            if tensor is None or tensor.shape != parameter.shape or not bool(torch.isfinite(tensor).all()):
+                raise BadAdapter(f"optimizer state of {name} ({moment}) is missing, misshapen or not finite")
+            moments[moment] = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
+        if bool((moments["exp_avg_sq"] < 0).any()):
+            raise BadAdapter(f"optimizer state of {name} has a negative second moment")
+        step = state.get(f"{name}/{_STEP}")
+        if step is None or step.numel() != 1 or not 0 <= float(step) < 1e9:
+            raise BadAdapter(f"optimizer state of {name} has no valid step count")
+        moments[_STEP] = torch.tensor(float(step))
+        return moments
+
+
+def add_gradients(total: dict[str, torch.Tensor] | None, more: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sum of gradients by tensor name, in place where `total` exists. Shapes as the parameters', fp32."""
+    if total is None:
+        return {name: tensor.clone() for name, tensor in more.items()}
+    for name, tensor in more.items():
+        total[name].add_(tensor)
+    return total
+
+
+def divided(gradients: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """Gradients of the mean from gradients of the sum over `count` tokens."""
+    return {name: tensor / max(1, count) for name, tensor in gradients.items()}
