@@ -1,0 +1,51 @@
+"""Settings of a peer's network node, checked at birth."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MULTIADDR = re.compile(r"(?:/[A-Za-z0-9.:_%-]{1,128}){2,16}")
+MAX_MULTIADDR_CHARS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """How this peer listens and whom it asks first.
+
+    `port` 0 takes any free port. `announce` replaces the addresses that others are told, for a peer behind a
+    forwarded port. `client_mode` listens nowhere: for peers that nobody can dial. Counts bound incoming streams.
+
+    Raises:
+        ValueError: a setting that cannot work; the message names it.
+    """
+
+    host: str = "0.0.0.0"
+    port: int = 0
+    bootstrap: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    client_mode: bool = False
+    use_relay: bool = False
+    start_seconds: float = 30.0
+    dial_seconds: float = 10.0
+    max_streams: int = 512
+    max_streams_per_peer: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"network.port is {self.port}; use 0 (any free port) to 65535")
+        if re.fullmatch(r"[0-9A-Fa-f.:]{2,45}", self.host) is None:
+            raise ValueError(f"network.host is '{self.host}'; use an IP address of this machine, or 0.0.0.0 for all")
+        for name, addresses in (("bootstrap", self.bootstrap), ("announce", self.announce)):
+            for address in addresses:
+                if len(address) > MAX_MULTIADDR_CHARS or MULTIADDR.fullmatch(address) is None:
+                    raise ValueError(f"network.{name} has '{address[:80]}'; use addresses like /ip4/1.2.3.4/tcp/31337")
+        for address in self.bootstrap:
+            if "/p2p/" not in address:
+                raise ValueError(f"network.bootstrap has '{address}' without a peer id; it must end in /p2p/PEER")
+        for name in ("start_seconds", "dial_seconds"):
+            if not 0.1 <= getattr(self, name) <= 600:
+                raise ValueError(f"network.{name} is {getattr(self, name)}; use 0.1 to 600")
+        for name in ("max_streams", "max_streams_per_peer"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise ValueError(f"network.{name} is {getattr(self, name)}; use 1 to 4096")

@@ -1,0 +1,95 @@
+"""How a node becomes part of a swarm: dial the bootstrap peers until one answers, then fill the routing table.
+
+hivemind's own bootstrap tries once and gives up; two peers that start at the same moment and name each other need more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
+from hivemind.proto import dht_pb2
+from hivemind.utils.timed_storage import get_dht_time
+
+from peers.errors import NetworkFailed
+from peers.hivemind_daemon import Daemon
+
+logger = logging.getLogger(__name__)
+
+MAX_CLOCK_SKEW_SECONDS = 3.0  # hivemind's own bound between DHT nodes
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 3.0
+_PING_SECONDS = 5.0
+_SEARCH_SECONDS = 3.0
+
+
+async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seconds: float, must: bool) -> None:
+    """Dial `peers` until at least one is in the routing table. Without `must` one try is enough, and may fail.
+
+    Raises:
+        NetworkFailed: none answered within `seconds` (and `must`), or this machine's clock is off.
+    """
+    if not peers:
+        return
+    wait_seconds, reasons, reached = _FIRST_WAIT_SECONDS, dict.fromkeys(peers, "no answer"), False
+    try:
+        async with asyncio.timeout(seconds):
+            while not reached:
+                answers = await asyncio.gather(*(_greet(p2p, node, address) for address in peers))
+                reasons = dict(zip(peers, answers, strict=True))
+                reached = not all(answers)
+                if not reached:
+                    if not must:
+                        break
+                    await asyncio.sleep(wait_seconds)
+                    wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+    except TimeoutError:
+        logger.debug("bootstrap gave up after %s s", seconds)
+    if reached:
+        await _fill_routing_table(node)
+        return
+    failures = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
+    if must:
+        raise NetworkFailed(
+            f"no bootstrap peer answered in {seconds:.0f} s ({failures[:800]}); "
+            "check that one of them runs and can be dialled from here, or use a newer join string"
+        )
+    logger.warning("no known peer answered; starting alone reason=%s", failures[:800])
+
+
+async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
+    """Connect to one peer and exchange DHT ids. Returns why it did not work, or the empty string."""
+    where, _, peer = address.rpartition("/p2p/")
+    try:
+        async with asyncio.timeout(_PING_SECONDS):
+            await p2p.connect(peer, (where,))
+            request = dht_pb2.PingRequest(peer=node.protocol.node_info, validate=True)
+            sent_at = get_dht_time()
+            response = await node.protocol.get_stub(PeerID.from_base58(peer)).rpc_ping(request)
+            received_at = get_dht_time()
+            if await node.protocol.call_ping(PeerID.from_base58(peer)) is None:
+                return "it does not answer DHT requests yet"
+    except TimeoutError:
+        return f"no answer in {_PING_SECONDS:.0f} s"
+    except (P2PDaemonError, P2PHandlerError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+        return str(error).removeprefix("Connect failed. msg=")
+    skew_seconds = max(sent_at - response.dht_time, response.dht_time - received_at, 0.0)
+    if skew_seconds > MAX_CLOCK_SKEW_SECONDS:
+        raise NetworkFailed(
+            f"this machine's clock differs from that of peer {peer} by {skew_seconds:.0f} s; "
+            "set both by network time (for example: timedatectl set-ntp true)"
+        )
+    if not response.available and not node.protocol.client_mode:
+        logger.warning("peer %s cannot dial back; open the port, set network.announce, or use client mode", peer)
+    return ""
+
+
+async def _fill_routing_table(node: DHTNode) -> None:
+    """Look for this node's own neighbours: finds the others, and makes them know this node."""
+    try:
+        async with asyncio.timeout(_SEARCH_SECONDS):
+            await node.find_nearest_nodes([node.node_id])
+    except TimeoutError:
+        logger.debug("the first search of the DHT was cut short")

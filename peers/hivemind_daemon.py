@@ -1,0 +1,255 @@
+"""hivemind's P2P with three things changed: how p2pd is launched, how it ends, and how large a frame may be.
+
+p2pd is started through a few lines of Python that ask the kernel to kill it when this process ends (Linux), because
+its idle timeout alone leaves it, and its address in the DHT, behind for that long after a `kill -9`. Bootstrap peers
+are not passed to it: p2pd would exit when none of them answers, and peers that start together need to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import hivemind.hivemind_cli
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings import p2pclient
+from hivemind.p2p.p2p_daemon_bindings.utils import (
+    ControlFailure,
+    P2PDaemonError,
+    raise_if_failed,
+    read_pbmsg_safe,
+    write_pbmsg,
+)
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
+
+from peers.config import NetworkConfig
+from peers.errors import BadMessage, NetworkFailed
+
+logger = logging.getLogger(__name__)
+
+MAX_HIVEMIND_FRAME_BYTES = 16 * 1024 * 1024
+STREAM_BUFFER_BYTES = 1024 * 1024  # asyncio's 64 kB would pause and resume the socket 20 times for one large tensor
+_IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own timeout after its last client is gone
+_DAEMON_START_SECONDS = 15.0
+_STOP_SECONDS = 3.0
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+StreamCallback = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class CappedReader:
+    """A StreamReader that refuses to wait for more bytes at once than a frame may have.
+
+    hivemind reads an 8-byte length and then calls `readexactly` with it, whatever it says.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def readexactly(self, size: int) -> bytes:
+        """As StreamReader's.
+
+        Raises:
+            BadMessage: more than MAX_HIVEMIND_FRAME_BYTES were asked for; nothing was read.
+        """
+        if size > MAX_HIVEMIND_FRAME_BYTES:
+            raise BadMessage(f"a hivemind frame claims {size} bytes; at most {MAX_HIVEMIND_FRAME_BYTES} are accepted")
+        return await self._reader.readexactly(size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DaemonOptions:
+    """What a p2pd is started with. Listens nowhere when `listen` is empty."""
+
+    listen: tuple[str, ...]
+    announce: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
+    use_relay: bool = False
+    dht_client: bool = False
+    identity_path: Path | None = None
+
+
+def options_of(config: NetworkConfig, identity_path: Path, bootstrap: tuple[str, ...]) -> DaemonOptions:
+    """The daemon options of a peer."""
+    version = "ip6" if ":" in config.host else "ip4"
+    return DaemonOptions(
+        listen=() if config.client_mode else (f"/{version}/{config.host}/tcp/{config.port}",),
+        announce=config.announce,
+        relays=bootstrap if config.use_relay else (),
+        use_relay=config.use_relay,
+        dht_client=config.client_mode,
+        identity_path=identity_path,
+    )
+
+
+class Daemon(P2P):  # type: ignore[misc]
+    """One p2pd and the connection to it. hivemind's own RPC works on it, with frames capped."""
+
+    _child: Any
+    _directory: Path
+    _last_lines: deque[str]
+
+    @classmethod
+    async def launch(cls, options: DaemonOptions) -> Daemon:
+        """Start p2pd and wait until it listens.
+
+        Raises:
+            NetworkFailed: it exited, or did not answer within 15 s; the message carries its last line.
+        """
+        self = cls()
+        self._directory = Path(tempfile.mkdtemp(prefix="swarmtune-"))  # 0700: whoever reaches the socket is this peer
+        self._daemon_listen_maddr = Multiaddr(f"/unix{self._directory}/p2pd.sock")
+        self._client_listen_maddr = Multiaddr(f"/unix{self._directory}/client.sock")
+        self._last_lines = deque(maxlen=5)
+        try:
+            async with asyncio.timeout(_DAEMON_START_SECONDS):
+                await self._spawn(options)
+                self._client = await p2pclient.Client.create(self._daemon_listen_maddr, self._client_listen_maddr)
+                await self._ping_daemon()
+        except (OSError, TimeoutError, P2PDaemonError) as error:
+            await self.shutdown()
+            detail = " / ".join(self._last_lines) or str(error) or "no answer"
+            raise NetworkFailed(f"p2pd did not start: {detail[-400:]}; check the listen address") from error
+        except BaseException:
+            await self.shutdown()
+            raise
+        return self
+
+    async def _spawn(self, options: DaemonOptions) -> None:
+        with as_file(files(hivemind.hivemind_cli) / "p2pd") as binary:
+            self._child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                *(str(binary), *_flags(options, self._daemon_listen_maddr)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        self._alive = True
+        ready = asyncio.get_running_loop().create_future()
+        self._reader_task = asyncio.create_task(self._drain_output(ready))
+        await ready
+
+    async def _drain_output(self, ready: asyncio.Future[None]) -> None:
+        """Read all that p2pd says, so that its pipe never fills; nothing above debug, as go-libp2p is chatty."""
+        rest = b""
+        output: asyncio.StreamReader = self._child.stdout
+        while chunk := await output.read(4096):
+            *lines, rest = (rest + chunk)[-65536:].split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").strip()
+                logger.debug("p2pd says %s", text)
+                self._last_lines.append(text)
+                if text.startswith("Peer ID:") and not ready.done():
+                    ready.set_result(None)
+        if not ready.done():
+            ready.set_exception(P2PDaemonError("exited"))
+
+    async def add_binary_stream_handler(self, name: str, handler: StreamCallback, balanced: bool = False) -> None:
+        """As hivemind's, for hivemind's own handlers: frames are capped."""
+
+        async def capped(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await handler(info, CappedReader(reader), writer)  # type: ignore[arg-type]
+
+        await super().add_binary_stream_handler(name, capped, balanced)
+
+    async def call_binary_stream_handler(self, peer_id: Any, handler_name: str) -> Any:
+        """As hivemind's, for hivemind's own calls: frames are capped."""
+        info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
+        return info, CappedReader(reader), writer
+
+    async def serve_raw(self, name: str, handler: StreamCallback) -> None:
+        """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap."""
+        await super().add_binary_stream_handler(name, handler)
+
+    async def open_raw(self, peer: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Dial `peer` and open a stream of `name`; closes what it opened when it fails or is cancelled.
+
+        Raises:
+            P2PDaemonError, OSError, asyncio.IncompleteReadError: the peer, or the daemon, did not take it.
+        """
+        path = self._directory / "p2pd.sock"
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=STREAM_BUFFER_BYTES)
+        try:
+            request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[name])
+            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+            raise_if_failed(response)
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def connect(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Dial `peer` at `addresses` (without its id at the end), or wherever the DHT knows it when there are none.
+
+        Raises:
+            P2PDaemonError, OSError, asyncio.IncompleteReadError: nobody answered there, or not under that id.
+        """
+        await self._client.connect(PeerID.from_base58(peer), [Multiaddr(address) for address in addresses])
+
+    async def shutdown(self) -> None:
+        """End p2pd, by force after three seconds, and remove its sockets."""
+        self._terminate()
+        if self._child is not None:
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._child.wait()
+            except TimeoutError:
+                self._child.kill()
+                await self._child.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+async def is_taken_elsewhere(peer: str, bootstrap: tuple[str, ...], seconds: float) -> bool:
+    """Whether somebody in the swarm of `bootstrap` answers under the id `peer`; asked by a nameless short-lived peer.
+
+    Must run before this peer's own daemon listens, or it would find itself.
+    """
+    probe = await Daemon.launch(DaemonOptions(listen=(), dht_client=True))
+    try:
+        async with asyncio.timeout(seconds):
+            reached = False
+            for address in bootstrap:
+                where, _, who = address.rpartition("/p2p/")
+                try:
+                    await probe.connect(who, (where,))
+                    reached = True
+                except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+                    logger.debug("identity probe: no answer address=%s reason=%s", address, error)
+            if reached:
+                await probe.connect(peer, ())
+            return reached
+    except (ControlFailure, TimeoutError):
+        return False
+    finally:
+        await probe.shutdown()
+
+
+def _flags(options: DaemonOptions, control: Multiaddr) -> list[str]:
+    flags = [f"-listen={control}", f"-idleTimeout={_IDLE_SECONDS}s", "-connManager=1", "-tls=1", "-autonat=0"]
+    flags += ["-natPortMap=0", f"-relay={int(options.use_relay)}", f"-autoRelay={int(bool(options.relays))}"]
+    flags += ["-relayService=0"] if not options.use_relay else []
+    flags += ["-dhtClient=1" if options.dht_client else "-dhtServer=1"]
+    flags += [f"-hostAddrs={','.join(options.listen)}"] if options.listen else ["-noListenAddrs=1"]
+    flags += [f"-announceAddrs={','.join(options.announce)}"] if options.announce else []
+    flags += [f"-trustedRelays={','.join(options.relays)}"] if options.relays else []
+    flags += [f"-id={options.identity_path}"] if options.identity_path else []
+    return flags

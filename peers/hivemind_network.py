@@ -1,0 +1,199 @@
+"""The network node of a peer: one p2pd, one DHT node, streams of bytes between peers whose identity is known."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+from hivemind.utils.timed_storage import get_dht_time
+
+from peers.config import NetworkConfig
+from peers.errors import BadIdentity, NetworkFailed, PeerError
+from peers.hivemind_bootstrap import join_swarm
+from peers.hivemind_daemon import Daemon, is_taken_elsewhere, options_of
+from peers.identity import Identity, IdentityLock, hold, load_or_create
+from peers.network import ByteStream, PeerId, StreamHandler
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_IDENTITY_PROBE_SECONDS = 5.0
+
+
+class HivemindNetwork:
+    """A running node; implements `network.Network`. Made by `start`, ended by `stop`."""
+
+    def __init__(self, config: NetworkConfig, run: str, identity: Identity, p2p: Daemon, dht_node: DHTNode) -> None:
+        self.config, self.identity, self.p2p, self.dht_node = config, identity, p2p, dht_node
+        self._run = run
+        self._handlers: set[asyncio.Task[Any]] = set()
+        self._streams: Counter[PeerId] = Counter()
+        self._lock: IdentityLock | None = None
+        self._stopping = False
+
+    @classmethod
+    async def start(
+        cls, config: NetworkConfig, *, run: str, identity_path: Path, known: tuple[str, ...] = ()
+    ) -> HivemindNetwork:
+        """Start a node and join the swarm of `config.bootstrap`; `known` are further addresses from earlier sessions.
+
+        Raises:
+            BadIdentity: the identity file is unusable, or in use here or elsewhere in the swarm.
+            NetworkFailed: the port is taken, p2pd did not start, or no bootstrap peer answered in time.
+        """
+        if _NAME.fullmatch(run) is None:
+            raise NetworkFailed(f"'{run[:80]}' cannot name a run's streams; use 1 to 64 letters, digits, '_', '-', '.'")
+        fresh = not await asyncio.to_thread(identity_path.exists)
+        identity = await asyncio.to_thread(load_or_create, identity_path)
+        lock = hold(identity_path)
+        try:
+            network = await cls._start_held(config, run, identity_path, identity, (known, fresh))
+        except BaseException:
+            lock.release()
+            raise
+        network._lock = lock
+        return network
+
+    @classmethod
+    async def _start_held(
+        cls,
+        config: NetworkConfig,
+        run: str,
+        identity_path: Path,
+        identity: Identity,
+        hints: tuple[tuple[str, ...], bool],
+    ) -> HivemindNetwork:
+        known, fresh = hints
+        peers = tuple(a for a in dict.fromkeys(config.bootstrap + known) if not a.endswith(f"/p2p/{identity.peer}"))
+        _check_port_is_free(config)
+        if peers and not fresh and await is_taken_elsewhere(identity.peer, peers, _IDENTITY_PROBE_SECONDS):
+            raise BadIdentity(
+                f"identity {identity_path} ({identity.peer}) is in use by another peer of this swarm; "
+                "stop that one or give this peer another --state"
+            )
+        p2p = await Daemon.launch(options_of(config, identity_path, peers))
+        try:
+            dht_node = await DHTNode.create(p2p=p2p, client_mode=config.client_mode)
+            await join_swarm(p2p, dht_node, peers, seconds=config.start_seconds, must=bool(config.bootstrap))
+        except BaseException:
+            await p2p.shutdown()
+            raise
+        logger.info("node started peer=%s run=%s", identity.peer, run)
+        return cls(config, run, identity, p2p, dht_node)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this node is."""
+        return self.identity.peer
+
+    def dht_time(self) -> float:
+        """The clock that records and rounds are dated by: seconds since 1970, as the peers agree on it within 3 s."""
+        return float(get_dht_time())
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Where others can dial this node now, each ending in /p2p/PEER; empty in client mode."""
+        if self.config.client_mode:
+            return ()
+        return tuple(str(address) for address in await self.p2p.get_visible_maddrs(latest=True))
+
+    async def connect(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """Make a connection to `peer`, at the addresses of its record.
+
+        Raises:
+            NetworkFailed: no address answered in time, or not under that id.
+        """
+        where = tuple(address.removesuffix(f"/p2p/{peer}") for address in addresses)
+        try:
+            async with asyncio.timeout(self.config.dial_seconds):
+                await self.p2p.connect(peer, where)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError, TimeoutError) as error:
+            raise NetworkFailed(f"peer {peer} cannot be reached at {', '.join(where)[:300]}: {error}") from error
+
+    async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
+        """Dial `peer` and open a stream of `kind`; the caller closes its writer.
+
+        Raises:
+            NetworkFailed: the peer cannot be reached in time, or does not serve that kind.
+        """
+        try:
+            async with asyncio.timeout(self.config.dial_seconds):
+                reader, writer = await self.p2p.open_raw(peer, self._protocol(kind))
+        except TimeoutError as error:
+            raise NetworkFailed(f"peer {peer} did not answer in {self.config.dial_seconds:.0f} s") from error
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise NetworkFailed(f"no '{kind}' stream to peer {peer}: {error}") from error
+        return ByteStream(peer=peer, reader=reader, writer=writer)
+
+    async def serve_stream(self, kind: str, handler: StreamHandler) -> None:
+        """Call `handler` with each incoming stream of `kind`; the stream closes when the handler returns."""
+        await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler))
+
+    async def stop(self) -> None:
+        """Close all streams, leave the DHT, end p2pd, let go of the identity."""
+        self._stopping = True
+        tasks = list(self._handlers)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.dht_node.shutdown()
+        await self.p2p.shutdown()
+        if self._lock is not None:
+            self._lock.release()
+        logger.info("node stopped peer=%s", self.peer_id)
+
+    def _protocol(self, kind: str) -> str:
+        return f"swarmtune/{self._run}/{kind}"
+
+    async def _handle(
+        self, kind: str, handler: StreamHandler, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        remote: PeerID = info.peer_id
+        peer, task = PeerId(remote.to_base58()), asyncio.current_task()
+        full = self._streams.total() >= self.config.max_streams
+        if task is None or full or self._streams[peer] >= self.config.max_streams_per_peer:
+            logger.warning("stream refused peer=%s kind=%s reason=too many streams", peer, kind)
+            writer.close()
+            return
+        self._handlers.add(task)
+        self._streams[peer] += 1
+        try:
+            await handler(ByteStream(peer=peer, reader=reader, writer=writer))
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        except (PeerError, OSError, asyncio.IncompleteReadError) as error:
+            logger.debug("stream ended peer=%s kind=%s reason=%s", peer, kind, error)
+        except Exception:  # the outer edge of a task that nobody awaits
+            logger.exception("stream handler failed peer=%s kind=%s", peer, kind)
+        finally:
+            self._handlers.discard(task)
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+            writer.close()
+
+
+def _check_port_is_free(config: NetworkConfig) -> None:
+    """libp2p shares ports with other listeners of the same user (SO_REUSEPORT), so p2pd alone might not notice."""
+    if config.client_mode or config.port == 0:
+        return
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+            probe.listen(1)
+        except OSError as error:
+            raise NetworkFailed(
+                f"port {config.port} on {config.host} cannot be used ({error.strerror}); "
+                "stop what uses it, or choose another --port (0 takes any)"
+            ) from error
