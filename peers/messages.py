@@ -1,0 +1,285 @@
+"""What peers say to each other on streams: frozen values, parsed or refused. The bytes are `wire.py`'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from blocks.errors import BadSpan
+from blocks.ledger import MicrobatchId
+from blocks.snapshots import DIGEST_BYTES
+from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
+from peers.errors import BadMessage
+from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, text, wired
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+MAX_BATCH = 4096
+MAX_POSITIONS = 1 << 21
+MAX_STEP = 1 << 40
+MAX_SAMPLES = 1 << 60
+
+
+class StreamKind(StrEnum):
+    """The streams that a peer serves."""
+
+    TRAIN = "train"
+    DECODE = "decode"
+    UNITS = "units"
+    INFO = "info"
+
+
+class RefusalCode(StrEnum):
+    """Why a peer refused, for code; the reason beside it is for people."""
+
+    VERSION = "version"
+    RUN = "run"
+    MALFORMED = "malformed"
+    SESSION = "session"  # unknown, dropped, or at another position: begin again
+    FULL = "full"  # no memory: try another host
+    SNAPSHOT = "snapshot"  # the wanted state of the adapter is gone here
+    SPAN = "span"  # these blocks are not held here (any more)
+    BUSY = "busy"
+    INTERNAL = "internal"
+
+
+def _read_span(value: object) -> Span:
+    if not isinstance(value, list) or len(value) != 2 or not all(type(item) is int for item in value):
+        raise ValueError
+    try:
+        return Span(value[0], value[1])
+    except BadSpan as error:
+        raise ValueError from error
+
+
+def _read_unit(value: object) -> UnitId:
+    if not isinstance(value, str):
+        raise ValueError
+    try:
+        parse_unit(value)
+    except BadSpan as error:
+        raise ValueError from error
+    return UnitId(value)
+
+
+def _read_microbatch(value: object) -> MicrobatchId:
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError
+    trainer, life, step, index = value
+    return MicrobatchId(
+        trainer=_NAME.read(trainer), life=_COUNT.read(life), step=_COUNT.read(step), index=_COUNT.read(index)
+    )
+
+
+def _read_digests(value: object) -> Mapping[int, bytes]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError
+    first, joined = value
+    if type(first) is not int or not isinstance(joined, bytes) or len(joined) % DIGEST_BYTES:
+        raise ValueError
+    count = len(joined) // DIGEST_BYTES
+    if first < 0 or first + count > MAX_BLOCKS:
+        raise ValueError
+    return {first + i: joined[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(count)}
+
+
+def _write_digests(digests: Mapping[int, bytes]) -> object:
+    # Blocks of a span are consecutive, so the first number names them all.
+    return [min(digests, default=0), b"".join(digests[block] for block in sorted(digests))]
+
+
+_NAME = text(64)
+_COUNT = integer(0, MAX_STEP)
+_SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
+_UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)
+_MICROBATCH: Codec[MicrobatchId] = Codec(
+    "a microbatch id [trainer, life, step, index]", _read_microbatch, lambda m: [m.trainer, m.life, m.step, m.index]
+)
+_DIGESTS: Codec[Mapping[int, bytes]] = Codec("digests of consecutive blocks", _read_digests, _write_digests)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """First on every stream, from both sides. `unix_seconds` shows a clock that is off."""
+
+    kind: ClassVar[str] = "hello"
+    run: str = wired(_NAME)
+    low: int = wired(integer(0, 1 << 16), default=PROTOCOL_MIN)
+    high: int = wired(integer(0, 1 << 16), default=PROTOCOL_MAX)
+    software: str = wired(_NAME, default="")
+    unix_seconds: float = wired(NUMBER, default=0.0)
+
+
+def common_version(ours: Hello, theirs: Hello) -> int | None:
+    """The highest protocol version that both speak, or None."""
+    version = min(ours.high, theirs.high)
+    return version if version >= max(ours.low, theirs.low) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """No, and why."""
+
+    kind: ClassVar[str] = "refusal"
+    code: str = wired(text(32))
+    reason: str = wired(text(500))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """Yes; tensors, if the question asks for some, are the answer."""
+
+    kind: ClassVar[str] = "done"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forward:
+    """Compute `span` and keep what its backward needs. Tensors: hidden [B, T, D], then mask [B, T] or nothing."""
+
+    kind: ClassVar[str] = "forward"
+    microbatch: MicrobatchId = wired(_MICROBATCH)
+    span: Span = wired(_SPAN)
+    samples: int = wired(integer(1, MAX_BATCH))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backward:
+    """Gradient of the summed token loss with respect to the span's output [B, T, D]; `tokens` had a label."""
+
+    kind: ClassVar[str] = "backward"
+    microbatch: MicrobatchId = wired(_MICROBATCH)
+    tokens: int = wired(integer(1, 1 << 31))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """The whole chain has answered: count this microbatch, once."""
+
+    kind: ClassVar[str] = "commit"
+    microbatch: MicrobatchId = wired(_MICROBATCH)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drop:
+    """The trainer gives this microbatch up."""
+
+    kind: ClassVar[str] = "drop"
+    microbatch: MicrobatchId = wired(_MICROBATCH)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """A forward pass with the newest snapshot. Tensors as for Forward."""
+
+    kind: ClassVar[str] = "evaluate"
+    span: Span = wired(_SPAN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenSession:
+    """Reserve cache for a text. `digests` by block ask for one snapshot, `plain` for the base model alone."""
+
+    kind: ClassVar[str] = "open"
+    session: str = wired(_NAME)
+    span: Span = wired(_SPAN)
+    batch: int = wired(integer(1, MAX_BATCH))
+    max_length: int = wired(integer(1, MAX_POSITIONS))
+    digests: Mapping[int, bytes] | None = wired(optional(_DIGESTS), default=None)
+    plain: bool = wired(BOOLEAN, default=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """The session stands; these bits serve it until it ends."""
+
+    kind: ClassVar[str] = "opened"
+    round: int = wired(_COUNT)
+    digests: Mapping[int, bytes] = wired(_DIGESTS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Go on at `position`; a smaller one rolls back. `rows` picks and reorders the batch first, as beam search does.
+
+    Tensors: hidden [B, T, D], then mask [B, S] over all positions and positions [B, T] where the flags say so.
+    """
+
+    kind: ClassVar[str] = "step"
+    session: str = wired(_NAME)
+    position: int = wired(integer(0, MAX_POSITIONS))
+    has_mask: bool = wired(BOOLEAN, default=False)
+    has_positions: bool = wired(BOOLEAN, default=False)
+    rows: tuple[int, ...] | None = wired(optional(several(integer(0, MAX_BATCH), MAX_BATCH)), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloseSession:
+    """The text is done: free its cache."""
+
+    kind: ClassVar[str] = "close"
+    session: str = wired(_NAME)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchUnit:
+    """Ask for a unit's state at its last completed round, with its optimizer's moments or without."""
+
+    kind: ClassVar[str] = "fetch"
+    unit: UnitId = wired(_UNIT)
+    moments: bool = wired(BOOLEAN, default=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitReply:
+    """A unit's state: tensors in the order of `names`; `digest` is over the adapter's tensors alone."""
+
+    kind: ClassVar[str] = "unit"
+    unit: UnitId = wired(_UNIT)
+    round: int = wired(_COUNT)
+    weight: float = wired(NUMBER)
+    total_samples: int = wired(integer(0, MAX_SAMPLES))
+    digest: bytes = wired(raw(32))
+    names: tuple[str, ...] = wired(several(text(256), 512))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskInfo:
+    """What do you hold, and are you there? Also the probe for round-trip time."""
+
+    kind: ClassVar[str] = "ask"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfoReply:
+    """The peer's own signed record, as fresh as can be (empty from a peer that serves no blocks)."""
+
+    kind: ClassVar[str] = "info"
+    record: bytes = wired(raw(4096))
+    unix_seconds: float = wired(NUMBER)
+
+
+Message = (
+    Hello | Refusal | Done | Forward | Backward | Commit | Drop | Evaluate | OpenSession | Opened | Step
+    | CloseSession | FetchUnit | UnitReply | AskInfo | InfoReply
+)  # fmt: skip
+_TYPES: Mapping[str, type[Message]] = {
+    message_type.kind: message_type
+    for message_type in (
+        Hello, Refusal, Done, Forward, Backward, Commit, Drop, Evaluate, OpenSession, Opened, Step,
+        CloseSession, FetchUnit, UnitReply, AskInfo, InfoReply,
+    )
+}  # fmt: skip
+
+
+def parse_message(kind: str, body: Mapping[str, object]) -> Message:
+    """A frame's body as a message.
+
+    Raises:
+        BadMessage: an unknown kind, or a field is missing, of the wrong type or out of bounds.
+    """
+    message_type = _TYPES.get(kind)
+    if message_type is None:
+        raise BadMessage(f"unknown message kind '{kind}'; the other peer may be newer, update this one")
+    return from_body(message_type, kind, body)
