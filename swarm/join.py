@@ -1,0 +1,175 @@
+"""Join strings: one line that names a run and a few peers to start from. Also what JOIN may be instead of one."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from swarm.config_file import CONFIG_NAME
+from swarm.errors import BadJoinString
+from swarm.run import RunId
+
+JOIN_NAME = "join.txt"
+MAX_BOOTSTRAP = 8
+_PREFIX = "swarm1:"
+_CHECKSUM_BYTES = 4
+_MAX_CHARACTERS = 8192
+_ADDRESS = re.compile(
+    r"(/[A-Za-z0-9._:%-]{1,255}){2,16}/p2p/[1-9A-HJ-NP-Za-km-z]{8,128}(/[A-Za-z0-9._:%-]{1,255}){0,4}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """What a newcomer needs: the run, its name for people, and multiaddrs (`/ip4/…/tcp/…/p2p/…`) of 1 to 8 peers.
+
+    Raises:
+        BadJoinString: a field cannot be right.
+    """
+
+    run_id: RunId
+    run_name: str
+    peers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[0-9a-f]{32}", self.run_id) is None:
+            raise BadJoinString(f"'{self.run_id:.40}' is not a run id; copy the whole join string again")
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run_name) is None:
+            raise BadJoinString(f"{self.run_name!r:.80} is not a run's name; copy the whole join string again")
+        if not 1 <= len(self.peers) <= MAX_BOOTSTRAP:
+            raise BadJoinString(f"the join string names {len(self.peers)} peers; it needs 1 to {MAX_BOOTSTRAP}")
+        for address in self.peers:
+            check_address(address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDirectory:
+    """A directory made by `swarm init`. `join` is there once its first peer has started."""
+
+    path: Path
+    join: Join | None
+
+
+def check_address(address: str) -> str:
+    """`address` itself, if it is a multiaddr with a peer id.
+
+    Raises:
+        BadJoinString: it is not.
+    """
+    if _ADDRESS.fullmatch(address) is None:
+        raise BadJoinString(
+            f"{address!r:.120} is not a peer's address; use one such as /ip4/10.0.0.5/tcp/31330/p2p/12D3…"
+        )
+    return address
+
+
+def format_join(join: Join) -> str:
+    """The one line that `parse_join` reads: `swarm1:` and base64url of the fields and a checksum."""
+    payload = bytes(msgpack.packb([join.run_id, join.run_name, list(join.peers)]))
+    text = base64.urlsafe_b64encode(payload + _checksum(payload)).decode().rstrip("=")
+    return _PREFIX + text
+
+
+def parse_join(text: str) -> Join:
+    """Read a join string as a person pasted it: spaces and line breaks in it do not matter.
+
+    Raises:
+        BadJoinString: truncated, mistyped, of another version, or no join string at all.
+    """
+    packed = "".join(text[: 2 * _MAX_CHARACTERS].split()).strip("'\"`")
+    version = re.match(r"swarm(\d{1,9}):", packed)
+    if version is None:
+        raise BadJoinString(f"'{packed[:40]}' is not a join string; it starts with {_PREFIX} (`swarm join` prints it)")
+    if version[0] != _PREFIX:
+        raise BadJoinString(
+            f"this join string has version {version[1]}, this swarmtune reads version 1; update swarmtune"
+        )
+    if len(packed) > _MAX_CHARACTERS:
+        raise BadJoinString("the join string is far too long; copy it again")
+    return _parse_payload(_payload(packed[len(_PREFIX) :]))
+
+
+def resolve_join(text: str) -> Join | RunDirectory:
+    """What JOIN on the command line means: a join string, a file that holds one, or a directory with swarm.toml.
+
+    Raises:
+        BadJoinString: none of these.
+    """
+    if re.match(r"\s*['\"`]?swarm\d{1,9}\s*:", text):
+        return parse_join(text)
+    path = Path(text)
+    try:
+        if path.is_dir():
+            return _run_directory(path)
+        if path.is_file():
+            return _join_file(path)
+    except OSError as error:
+        raise BadJoinString(f"{text[:200]!r} cannot be read ({error.strerror}); check its permissions") from None
+    raise BadJoinString(
+        f"{text[:80]!r} is no join string, run directory or file; make a run with `swarm init`, or copy the join"
+        " string again"
+    )
+
+
+def save_join(directory: Path, join: Join) -> Path:
+    """Leave the join string in a run directory, for other commands on this machine, replacing an older one whole."""
+    path = directory / JOIN_NAME
+    draft = directory / f".{JOIN_NAME}.{os.getpid()}"
+    draft.write_text(format_join(join) + "\n", "utf-8")
+    draft.replace(path)
+    return path
+
+
+def _run_directory(path: Path) -> RunDirectory:
+    if not (path / CONFIG_NAME).is_file():
+        raise BadJoinString(
+            f"directory {path} holds no {CONFIG_NAME}; make a run with `swarm init {path.name or 'NAME'}`"
+        )
+    saved = path / JOIN_NAME
+    return RunDirectory(path=path, join=_join_file(saved) if saved.is_file() else None)
+
+
+def _join_file(path: Path) -> Join:
+    with path.open("rb") as file:
+        text = file.read(_MAX_CHARACTERS).decode("utf-8", "replace")
+    try:
+        return parse_join(text)
+    except BadJoinString as error:
+        raise BadJoinString(f"{path}: {error}") from None
+
+
+def _checksum(payload: bytes) -> bytes:
+    return hashlib.sha256(b"swarmtune join 1\0" + payload).digest()[:_CHECKSUM_BYTES]
+
+
+def _payload(text: str) -> bytes:
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise BadJoinString("the join string is cut off or mistyped; copy the whole of it again") from None
+    payload, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+    if not payload or _checksum(payload) != checksum:
+        raise BadJoinString(
+            "the join string is cut off or mistyped (its checksum is wrong); copy the whole of it again"
+        )
+    return payload
+
+
+def _parse_payload(payload: bytes) -> Join:
+    try:
+        parts: object = msgpack.unpackb(payload)
+    except (ValueError, RecursionError, msgpack.UnpackException):
+        raise BadJoinString("the join string is malformed; ask for a new one") from None
+    match parts:
+        case [str(run_id), str(name), [*entries]]:
+            peers = tuple(one for one in entries if isinstance(one, str))
+            if len(peers) == len(entries):
+                return Join(run_id=RunId(run_id), run_name=name, peers=peers)
+    raise BadJoinString("the join string is malformed; ask for a new one")

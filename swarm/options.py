@@ -1,0 +1,119 @@
+"""What each command is asked to do, as plain values: the command line fills these in, swarm.commands acts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from blocks.spans import Span
+from swarm.join import Join, RunDirectory
+
+
+class Screen(Protocol):
+    """Where a command's words go. The command line shows them; a library or a test collects them."""
+
+    def say(self, line: str) -> None:
+        """One finished line for a person."""
+
+    def now(self, line: str) -> None:
+        """What is going on; replaced by the next `now` where the screen can."""
+
+    def stream(self, piece: str) -> None:
+        """A piece of generated text, shown at once and without a line break."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; shown again it replaces the one before where the screen can."""
+
+    def data(self, value: Mapping[str, object]) -> None:
+        """One JSON object for a program, on one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerOptions:
+    """What every command that enters a swarm needs.
+
+    `state` is a directory chosen by hand; otherwise the first free one under `state_root` (swarm.state.claim_state).
+    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice.
+    """
+
+    target: Join | RunDirectory
+    state_root: Path
+    cache_dir: Path
+    state: Path | None = None
+    peers: tuple[str, ...] = ()
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinOptions(PeerOptions):
+    """`swarm join`: hold blocks until stopped. `blocks` None lets the peer choose; `port` 0 takes a free one.
+
+    `cache_megabytes` is the budget for KV caches. `model` is a local copy of the run's model, checked by fingerprint.
+    `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda.
+    """
+
+    blocks: Span | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    host: str = "0.0.0.0"
+    port: int = 0
+    announce: tuple[str, ...] = ()
+    cache_megabytes: int = 512
+    nickname: str = ""
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions(PeerOptions):
+    """`swarm train`: bring data. `steps` 0 goes on until the run's `total_samples` or until stopped.
+
+    `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through.
+    """
+
+    data: tuple[Path, ...]
+    eval_data: tuple[Path, ...] = ()
+    steps: int = 0
+    avoid: frozenset[str] = frozenset()
+    only: frozenset[str] = frozenset()
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions(PeerOptions):
+    """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can."""
+
+    prompt: str
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    adapter: bool = True
+    chat: bool | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusOptions(PeerOptions):
+    """`swarm status`: who holds what. `watch_seconds` 0 shows it once."""
+
+    json: bool = False
+    watch_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions(PeerOptions):
+    """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty."""
+
+    directory: Path
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """`swarm demo`: `num_peers` host processes on this machine; the result goes to `json_file` where given."""
+
+    num_peers: int = 4
+    json_file: Path | None = None
+    directory: Path | None = None
