@@ -1,0 +1,129 @@
+"""The answering side of streams: greet, parse, hand to a handler, and turn what goes wrong into a refusal.
+
+A bad request ends in a sentence to whoever sent it; a bad frame ends its stream; neither ends the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from blocks.errors import BadAdapter, BadSession, BadSpan, BlockError, CacheFull
+from peers.calls import HELLO_SECONDS, Answer, Question, Traffic, check_tensors, hello_refusal
+from peers.errors import BadMessage, Refused, StreamClosed
+from peers.fields import to_body
+from peers.messages import Hello, Message, Refusal, RefusalCode, parse_message
+from peers.network import ByteStream, PeerId
+from peers.wire import Frame, read_frame, write_frame
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 256  # questions of one stream at a time; the next is read when one is answered
+
+_CODES: dict[type[Exception], RefusalCode] = {
+    BadSession: RefusalCode.SESSION,
+    CacheFull: RefusalCode.FULL,
+    BadSpan: RefusalCode.SPAN,
+    BadAdapter: RefusalCode.MALFORMED,
+}
+
+
+class Handler(Protocol):
+    """Serves one kind of stream. Expected refusals are raised: Refused, BadMessage or an error of `blocks`."""
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer one question; several of one stream run at the same time."""
+
+    async def stream_closed(self, peer: PeerId, stream: int) -> None:
+        """The asker is gone: free what was kept for it."""
+
+
+class CallServer:
+    """Answers the streams of one kind."""
+
+    def __init__(self, hello: Callable[[], Hello], handler: Handler, traffic: Traffic) -> None:
+        self._hello, self._handler, self._traffic = hello, handler, traffic
+        self._streams = itertools.count(1)
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Read questions until the other side closes or breaks the rules."""
+        number = next(self._streams)
+        lock = asyncio.Lock()
+        try:
+            if not await self._greet(stream, lock):
+                return
+            async with asyncio.TaskGroup() as tasks:
+                slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+                running: set[asyncio.Task[None]] = set()
+                while True:
+                    try:
+                        frame = await read_frame(stream.reader)
+                    except StreamClosed:
+                        break
+                    except BadMessage as error:
+                        logger.warning("stream refused peer=%s reason=%s", stream.peer, error)
+                        await _send(stream, lock, 0, Answer(message=_refusal(error)))
+                        break
+                    self._traffic.add(stream.peer, frame.kind, received=frame.num_bytes)
+                    await slots.acquire()
+                    task = tasks.create_task(self._answer_one(stream, lock, number, frame))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    task.add_done_callback(lambda _: slots.release())
+                for task in running:  # the asker is gone: nobody waits for these
+                    task.cancel()
+        finally:
+            await self._handler.stream_closed(stream.peer, number)
+
+    async def _greet(self, stream: ByteStream, lock: asyncio.Lock) -> bool:
+        ours = self._hello()
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                frame = await read_frame(stream.reader, max_payload=0)
+            theirs = parse_message(frame.kind, frame.body)
+            refusal = hello_refusal(ours, theirs)
+        except (BadMessage, TimeoutError) as error:
+            refusal = Refusal(code=RefusalCode.MALFORMED, reason=str(error) or "no hello came in time")
+        except StreamClosed:
+            return False
+        answer: Message = refusal or ours
+        try:
+            await _send(stream, lock, 0, Answer(message=answer))
+        except StreamClosed:
+            return False
+        return refusal is None
+
+    async def _answer_one(self, stream: ByteStream, lock: asyncio.Lock, number: int, frame: Frame) -> None:
+        try:
+            message = parse_message(frame.kind, frame.body)
+            await check_tensors(frame.tensors)
+            question = Question(peer=stream.peer, stream=number, message=message, tensors=frame.tensors)
+            answer = await self._handler.answer(question)
+        except (BadMessage, Refused, BlockError) as error:
+            logger.info("refused peer=%s kind=%s reason=%s", stream.peer, frame.kind, error)
+            answer = Answer(message=_refusal(error))
+        except Exception:
+            # An outer edge: one bad request must not end the peer; the traceback is ours, the asker gets a sentence.
+            logger.exception("request failed peer=%s kind=%s", stream.peer, frame.kind)
+            answer = Answer(message=Refusal(code=RefusalCode.INTERNAL, reason=f"{frame.kind} failed on this host"))
+        try:
+            sent = await _send(stream, lock, frame.request, answer)
+        except StreamClosed:
+            return
+        self._traffic.add(stream.peer, frame.kind, sent=sent)
+
+
+async def _send(stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer) -> int:
+    frame = Frame(request=request, kind=answer.message.kind, body=to_body(answer.message), tensors=answer.tensors)
+    async with lock:
+        return await write_frame(stream.writer, frame)
+
+
+def _refusal(error: BadMessage | Refused | BlockError) -> Refusal:
+    if isinstance(error, Refused):
+        return Refusal(code=error.code, reason=str(error))
+    code = _CODES.get(type(error), RefusalCode.MALFORMED)
+    return Refusal(code=code, reason=str(error))

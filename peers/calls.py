@@ -1,0 +1,195 @@
+"""Questions and answers over one kept-open stream: many at a time, joined by number, each under a deadline.
+
+A stream is far cheaper than a call of its own per step; so each pair of peers keeps one per kind. This is the asking
+side; `answering.py` is the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from peers.errors import BadMessage, NetworkFailed, Refused, StreamClosed
+from peers.fields import to_body
+from peers.messages import Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
+from peers.network import ByteStream, Network, PeerId
+from peers.wire import Frame, check_finite, read_frame, write_frame
+
+HELLO_SECONDS = 10.0
+OFF_LOOP_BYTES = 256 << 10  # below this a finite-check on the loop is cheaper than a hop to a thread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One parsed request, who asks by transport identity, and on which stream."""
+
+    peer: PeerId
+    stream: int
+    message: Message
+    tensors: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A reply and its tensors."""
+
+    message: Message = field(default_factory=Done)
+    tensors: tuple[torch.Tensor, ...] = ()
+
+
+async def check_tensors(tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse values that are not finite, off the loop where they are many."""
+    if sum(t.numel() * t.element_size() for t in tensors) > OFF_LOOP_BYTES:
+        await asyncio.to_thread(check_finite, tensors)
+    else:
+        check_finite(tensors)
+
+
+class Traffic:
+    """Payload and header bytes in and out, by peer and kind; what `status` shows."""
+
+    def __init__(self) -> None:
+        self.sent: dict[tuple[PeerId, str], int] = {}
+        self.received: dict[tuple[PeerId, str], int] = {}
+
+    def add(self, peer: PeerId, kind: str, *, sent: int = 0, received: int = 0) -> None:
+        """Count bytes of one frame."""
+        key = (peer, kind)
+        self.sent[key] = self.sent.get(key, 0) + sent
+        self.received[key] = self.received.get(key, 0) + received
+
+
+def hello_refusal(ours: Hello, theirs: Message) -> Refusal | None:
+    """Why two peers cannot work together, or None."""
+    if not isinstance(theirs, Hello):
+        return Refusal(code=RefusalCode.MALFORMED, reason="the first message on a stream must be a hello")
+    if theirs.run != ours.run:
+        return Refusal(code=RefusalCode.RUN, reason=f"this peer serves run {ours.run}, not {theirs.run}")
+    if common_version(ours, theirs) is None:
+        reason = (
+            f"this peer speaks protocol {ours.low} to {ours.high} ({ours.software}), the other "
+            f"{theirs.low} to {theirs.high} ({theirs.software}); update the older one"
+        )
+        return Refusal(code=RefusalCode.VERSION, reason=reason)
+    return None
+
+
+class Caller:
+    """The asking side of one stream. Made by `dial`; owned by whoever closes it."""
+
+    def __init__(self, stream: ByteStream, traffic: Traffic) -> None:
+        self.peer = stream.peer
+        self.theirs: Hello | None = None
+        self.is_closed = False
+        self._stream, self._traffic = stream, traffic
+        self._lock = asyncio.Lock()
+        self._requests = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def greet(self, ours: Hello) -> None:
+        """Exchange hellos, then begin to read answers.
+
+        Raises:
+            Refused: the other peer serves another run or speaks no common version.
+            StreamClosed, TimeoutError: it is gone or does not answer.
+        """
+        frame = Frame(request=0, kind=ours.kind, body=to_body(ours))
+        await write_frame(self._stream.writer, frame)
+        async with asyncio.timeout(HELLO_SECONDS):
+            reply = await read_frame(self._stream.reader, max_payload=0)
+        theirs = parse_message(reply.kind, reply.body)
+        if isinstance(theirs, Refusal):
+            raise Refused(theirs.reason, theirs.code)
+        refusal = hello_refusal(ours, theirs)
+        if refusal is not None or not isinstance(theirs, Hello):
+            raise Refused(refusal.reason if refusal else "no hello came", RefusalCode.VERSION)
+        self.theirs = theirs
+        self._reader = asyncio.create_task(self._read())
+
+    async def call(self, message: Message, tensors: Sequence[torch.Tensor] = (), *, seconds: float) -> Answer:
+        """Ask and wait for the answer.
+
+        Raises:
+            Refused: the other peer says no, with a code and a reason.
+            StreamClosed: the stream ended before the answer.
+            BadMessage: the answer is malformed or not finite.
+            TimeoutError: no answer within `seconds`.
+        """
+        if self.is_closed:
+            raise StreamClosed(f"the stream to {self.peer} is closed")
+        request = next(self._requests)
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[request] = future
+        frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors))
+        try:
+            async with asyncio.timeout(seconds):
+                async with self._lock:
+                    sent = await write_frame(self._stream.writer, frame)
+                self._traffic.add(self.peer, message.kind, sent=sent)
+                reply = await future
+        finally:
+            self._waiting.pop(request, None)
+        self._traffic.add(self.peer, message.kind, received=reply.num_bytes)
+        answer = parse_message(reply.kind, reply.body)
+        if isinstance(answer, Refusal):
+            raise Refused(answer.reason, answer.code)
+        await check_tensors(reply.tensors)
+        return Answer(message=answer, tensors=reply.tensors)
+
+    async def close(self) -> None:
+        """Close the stream and fail whoever still waits."""
+        self._end("closed here")
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await read_frame(self._stream.reader)
+                future = self._waiting.pop(frame.request, None)
+                if future is not None and not future.done():
+                    future.set_result(frame)
+        except (StreamClosed, BadMessage) as error:
+            self._end(str(error))
+
+    def _end(self, reason: str) -> None:
+        self.is_closed = True
+        self._stream.writer.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(StreamClosed(f"stream to {self.peer}: {reason}"))
+        self._waiting.clear()
+
+
+async def dial(network: Network, peer: PeerId, kind: str, hello: Hello, traffic: Traffic) -> Caller:
+    """Open a stream of `kind` to `peer` and exchange hellos.
+
+    Raises:
+        NetworkFailed: it cannot be reached or does not answer the hello.
+        Refused: it serves another run or speaks no common version.
+    """
+    stream = await network.open_stream(peer, kind)
+    caller = Caller(stream, traffic)
+    try:
+        await caller.greet(hello)
+    except (StreamClosed, BadMessage, TimeoutError) as error:
+        await caller.close()
+        raise NetworkFailed(
+            f"peer {peer} did not answer the hello on '{kind}': {error or 'no answer in time'}"
+        ) from error
+    except BaseException:
+        await caller.close()
+        raise
+    return caller
+
+
+def hello_maker(run: str, software: str, clock: Callable[[], float] = time.time) -> Callable[[], Hello]:
+    """A source of hellos with the present time."""
+    return lambda: Hello(run=run, software=software, unix_seconds=clock())
