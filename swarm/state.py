@@ -36,7 +36,7 @@ class StateDirectory:
 
 
 def claim_state(root: Path, run_id: RunId) -> StateDirectory:
-    """Make and lock the first free `root/RUN_ID/peer-K`: who comes back finds its own state, a second peer gets another.
+    """Make and lock the first free `root/RUN_ID/peer-K`: who comes back finds its own, a second peer gets another.
 
     Raises:
         BadConfig: the directory cannot be written, or 256 peers of this run live here already.
