@@ -1,0 +1,85 @@
+"""Turn a GGUF file into a directory of safetensors, once. Leaves out everything about the architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from blocks.errors import UnknownModel, UnsupportedModel
+from blocks.progress import quiet_progress
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+_FORMAT = "1"  # raise it when the conversion changes, so that old directories are not taken
+
+
+def convert_gguf(file: Path, cache_dir: Path) -> Path:
+    """A directory with config, tokenizer and bf16-or-better safetensors of `file`, made now or before.
+
+    The directory is named by the file's content and appears by one rename, so that a crash or a second process leaves
+    no half of it.
+
+    Raises:
+        UnsupportedModel: transformers cannot read this GGUF file, or the package `gguf` is not installed.
+        UnknownModel: the directory for converted models cannot be written.
+    """
+    target = cache_dir / f"{file.stem[:80]}-{_identity(file)}"
+    if (target / "config.json").is_file():
+        return target
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache_dir))
+    except OSError as error:
+        raise UnknownModel(f"cannot write converted models to {cache_dir}: {error.strerror}") from error
+    try:
+        with quiet_progress():
+            _convert(file, work)
+        try:
+            os.rename(work, target)
+        except OSError:
+            if not (target / "config.json").is_file():  # else another process was faster, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    logger.info("model converted file=%s directory=%s", file, target)
+    return target
+
+
+def _convert(file: Path, work: Path) -> None:
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ImportError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UnsupportedModel(f"cannot read {file}: {reason}; install 'gguf' or use a safetensors model") from error
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    config.dtype = torch.float32
+    # A model that was loaded from GGUF refuses to be saved, so its weights move into one that was not.
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+
+
+def _identity(file: Path) -> str:
+    """A name for the file's content: size, head and tail, which in GGUF hold all metadata and the last tensors."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(f"{_FORMAT}:{size}:".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(_CHUNK_BYTES))
+        for part in range(1, 9):
+            stream.seek(max(0, size * part // 9 - _CHUNK_BYTES))
+            digest.update(stream.read(_CHUNK_BYTES))
+        stream.seek(max(0, size - _CHUNK_BYTES))
+        digest.update(stream.read(_CHUNK_BYTES))
+    return digest.hexdigest()[:16]
