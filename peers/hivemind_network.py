@@ -20,8 +20,10 @@ from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
 from peers.hivemind_bootstrap import join_swarm
 from peers.hivemind_daemon import Daemon, is_taken_elsewhere, options_of
+from peers.hivemind_directory import HivemindDirectory, SealValidator
 from peers.identity import Identity, IdentityLock, hold, load_or_create
 from peers.network import ByteStream, PeerId, StreamHandler
+from peers.records import SealCache
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,11 @@ _IDENTITY_PROBE_SECONDS = 5.0
 class HivemindNetwork:
     """A running node; implements `network.Network`. Made by `start`, ended by `stop`."""
 
-    def __init__(self, config: NetworkConfig, run: str, identity: Identity, p2p: Daemon, dht_node: DHTNode) -> None:
-        self.config, self.identity, self.p2p, self.dht_node = config, identity, p2p, dht_node
+    def __init__(
+        self, config: NetworkConfig, run: str, identity: Identity, p2p: Daemon, directory: HivemindDirectory
+    ) -> None:
+        self.config, self.identity, self.p2p, self.directory = config, identity, p2p, directory
+        self.dht_node = directory.node
         self._run = run
         self._handlers: set[asyncio.Task[Any]] = set()
         self._streams: Counter[PeerId] = Counter()
@@ -81,14 +86,17 @@ class HivemindNetwork:
                 "stop that one or give this peer another --state"
             )
         p2p = await Daemon.launch(options_of(config, identity_path, peers))
+        cache = SealCache()
         try:
-            dht_node = await DHTNode.create(p2p=p2p, client_mode=config.client_mode)
+            dht_node = await DHTNode.create(
+                p2p=p2p, client_mode=config.client_mode, record_validator=SealValidator(cache)
+            )
             await join_swarm(p2p, dht_node, peers, seconds=config.start_seconds, must=bool(config.bootstrap))
         except BaseException:
             await p2p.shutdown()
             raise
         logger.info("node started peer=%s run=%s", identity.peer, run)
-        return cls(config, run, identity, p2p, dht_node)
+        return cls(config, run, identity, p2p, HivemindDirectory(dht_node, identity, cache))
 
     @property
     def peer_id(self) -> PeerId:

@@ -1,0 +1,171 @@
+"""The directory over hivemind's DHT, and the rule by which this node stores others' records.
+
+The DHT keeps, for each key and subkey, the value with the latest expiration, whoever stored it. So that nobody can push
+out another peer's record, nodes check before they store or pass on: an entry under a peer id must be sealed by that
+peer, and expire exactly when its seal says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
+from hivemind.dht.node import DHTNode
+from hivemind.utils import MSGPackSerializer
+from hivemind.utils.timed_storage import get_dht_time
+
+from blocks.spans import Span
+from peers.directory import (
+    MAX_ENTRIES_PER_KEY,
+    RecordReader,
+    keys_of,
+    overlapping,
+    span_keys,
+    trainers_key,
+)
+from peers.errors import BadRecord
+from peers.identity import Identity
+from peers.records import (
+    MAX_SEALED_BYTES,
+    PeerRecord,
+    ProgressRecord,
+    R,
+    Record,
+    SealCache,
+    TrainerRecord,
+    is_peer_id,
+    open_sealed,
+    seal,
+    seal_record,
+)
+
+logger = logging.getLogger(__name__)
+
+_RUN_KIND = "run"
+_MAX_SEALED_RUN_BYTES = 2 * MAX_SEALED_BYTES  # a run's 4 kB inside a member's envelope
+_MAX_RUN_COPIES = 4
+_KINDS = {"peer": MAX_SEALED_BYTES, "progress": MAX_SEALED_BYTES, "trainer": MAX_SEALED_BYTES}
+_KINDS[_RUN_KIND] = _MAX_SEALED_RUN_BYTES
+
+
+class SealValidator(RecordValidatorBase):  # type: ignore[misc]
+    """Refuses entries under a peer id that this peer did not seal, or with another expiration than the sealed one."""
+
+    def __init__(self, cache: SealCache) -> None:
+        self._cache = cache
+
+    def validate(self, record: DHTRecord) -> bool:
+        """Whether this node stores, or believes, `record`. Entries that are not ours to judge pass."""
+        try:
+            subkey = MSGPackSerializer.loads(record.subkey) if record.subkey else None
+            if not isinstance(subkey, str) or not is_peer_id(subkey):
+                return True
+            blob = MSGPackSerializer.loads(record.value)
+            kind = _kind_of(blob)
+            signer, payload = open_sealed(blob, kind, most=_KINDS[kind], cache=self._cache)
+        except (BadRecord, ValueError, TypeError, KeyError) as error:
+            logger.debug("entry refused reason=%s", error)
+            return False
+        return signer == subkey and payload.get("expires_at") == record.expiration_time
+
+
+class HivemindDirectory:
+    """Implements `directory.Directory`. `cache` is shared with the node's SealValidator."""
+
+    def __init__(self, node: DHTNode, identity: Identity, cache: SealCache) -> None:
+        self.node, self._identity = node, identity
+        self._reader = RecordReader(cache)
+        self._cache = cache
+
+    @property
+    def num_refused(self) -> int:
+        """How many entries were skipped since the start."""
+        return self._reader.num_refused
+
+    async def publish(self, record: Record) -> bool:
+        """See Directory."""
+        blob = await asyncio.to_thread(seal_record, self._identity, record)
+        return await self._store(keys_of(record), blob, record.expires_at)
+
+    async def find_hosts(self, run: str, span: Span) -> list[PeerRecord]:
+        """See Directory."""
+        return overlapping(await self._find(span_keys(run, PeerRecord.kind, span), PeerRecord, run), span)
+
+    async def find_progress(self, run: str, span: Span) -> list[ProgressRecord]:
+        """See Directory."""
+        return overlapping(await self._find(span_keys(run, ProgressRecord.kind, span), ProgressRecord, run), span)
+
+    async def find_trainers(self, run: str) -> list[TrainerRecord]:
+        """See Directory."""
+        return await self._find([trainers_key(run)], TrainerRecord, run)
+
+    async def store_run(self, run: str, blob: bytes, expires_at: float) -> bool:
+        """See Directory. A few copies are enough: where others keep theirs, this peer adds none."""
+        if len(blob) > MAX_SEALED_BYTES:
+            raise BadRecord(f"the run's settings take {len(blob)} bytes; at most {MAX_SEALED_BYTES} fit")
+        others = {
+            signer for signer, copy in await self._run_copies(run) if copy == blob and signer != self._identity.peer
+        }
+        if len(others) >= _MAX_RUN_COPIES:
+            return True
+        payload = {"run": run, "blob": blob, "expires_at": expires_at}
+        sealed = await asyncio.to_thread(seal, self._identity, _RUN_KIND, payload, most=_MAX_SEALED_RUN_BYTES)
+        return await self._store([_run_key(run)], sealed, expires_at)
+
+    async def find_run(self, run: str, is_valid: Callable[[bytes], bool]) -> bytes | None:
+        """See Directory."""
+        copies = dict.fromkeys(copy for _, copy in await self._run_copies(run))
+        return next((copy for copy in copies if is_valid(copy)), None)
+
+    async def _run_copies(self, run: str) -> list[tuple[str, bytes]]:
+        copies = []
+        for _, sealed in await self._entries([_run_key(run)]):
+            try:
+                signer, payload = open_sealed(sealed, _RUN_KIND, most=_MAX_SEALED_RUN_BYTES, cache=self._cache)
+            except BadRecord as error:
+                logger.debug("copy of the run's settings skipped reason=%s", error)
+                continue
+            copy = payload.get("blob")
+            if payload.get("run") == run and isinstance(copy, bytes):
+                copies.append((str(signer), copy))
+        return copies
+
+    async def _store(self, keys: list[str], blob: bytes, expires_at: float) -> bool:
+        subkeys = [str(self._identity.peer)] * len(keys)
+        stored = await self.node.store_many(keys, [blob] * len(keys), expires_at, subkeys=subkeys)
+        return all(stored.values())
+
+    async def _find(self, keys: list[str], record_type: type[R], run: str) -> list[R]:
+        entries = await self._entries(keys)
+        # Off the loop: a first look at a large swarm is hundreds of signatures.
+        return await asyncio.to_thread(self._reader.read, entries, record_type, run=run, now=get_dht_time())
+
+    async def _entries(self, keys: list[str]) -> list[tuple[str, bytes]]:
+        # The replicas of a key differ by subkey, so a node's own copy is never enough: ask for the latest.
+        found = await self.node.get_many(keys, sufficient_expiration_time=float("inf"))
+        return [entry for answer in found.values() for entry in _blobs_in(answer)]
+
+
+def _blobs_in(answer: Any) -> Iterator[tuple[str, bytes]]:
+    if answer is None or not isinstance(answer.value, dict):
+        return
+    for subkey, entry in list(answer.value.items())[:MAX_ENTRIES_PER_KEY]:
+        if isinstance(subkey, str) and isinstance(entry.value, bytes):
+            yield subkey, entry.value
+
+
+def _kind_of(blob: object) -> str:
+    """The kind that an envelope claims: msgpack `[kind, ...]` begins with a list of four and a short text."""
+    if not isinstance(blob, bytes) or len(blob) > _MAX_SEALED_RUN_BYTES or blob[:1] != b"\x94" or len(blob) < 2:
+        raise BadRecord("not a sealed record")
+    length = blob[1] - 0xA0
+    if not 0 < length < 0x20:
+        raise BadRecord("not a sealed record")
+    return blob[2 : 2 + length].decode(errors="replace")
+
+
+def _run_key(run: str) -> str:
+    return f"swarmtune/{run}/run"
