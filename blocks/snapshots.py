@@ -48,6 +48,10 @@ class SnapshotShelf:
         """The newest snapshot that holds exactly these digests."""
         return next((s for s in reversed(self._snapshots) if s.matches(expected)), None)
 
+    def of_round(self, number: int) -> Snapshot | None:
+        """The snapshot of one round."""
+        return next((s for s in reversed(self._snapshots) if s.round == number), None)
+
     def pin(self, label: str) -> None:
         """A session begins to use a snapshot."""
         self._uses[label] += 1

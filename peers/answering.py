@@ -122,8 +122,11 @@ async def _send(stream: ByteStream, lock: asyncio.Lock, request: int, answer: An
         return await write_frame(stream.writer, frame)
 
 
+def as_refused(error: BadMessage | BlockError) -> Refused:
+    """What went wrong in answering, as the refusal that the asker gets."""
+    return Refused(str(error), _CODES.get(type(error), RefusalCode.MALFORMED))
+
+
 def _refusal(error: BadMessage | Refused | BlockError) -> Refusal:
-    if isinstance(error, Refused):
-        return Refusal(code=error.code, reason=str(error))
-    code = _CODES.get(type(error), RefusalCode.MALFORMED)
-    return Refusal(code=code, reason=str(error))
+    refused = error if isinstance(error, Refused) else as_refused(error)
+    return Refusal(code=refused.code, reason=str(refused))

@@ -33,5 +33,9 @@ class Refused(PeerError):
         self.code = code
 
 
+class PeerLost(PeerError):
+    """A call to a peer failed: it is gone, too slow, or talks nonsense. Another peer can do the work."""
+
+
 class NoRoute(PeerError):
     """No chain of live hosts covers the blocks; the message names the blocks that are missing."""

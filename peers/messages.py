@@ -179,7 +179,9 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenSession:
-    """Reserve cache for a text. `digests` by block ask for one snapshot, `plain` for the base model alone."""
+    """Reserve cache for a text. `digests` by block ask for the bits of one snapshot, `round` for the snapshot of a
+    round, neither for the newest, `plain` for the base model alone.
+    """
 
     kind: ClassVar[str] = "open"
     session: str = wired(_NAME)
@@ -187,6 +189,7 @@ class OpenSession:
     batch: int = wired(integer(1, MAX_BATCH))
     max_length: int = wired(integer(1, MAX_POSITIONS))
     digests: Mapping[int, bytes] | None = wired(optional(_DIGESTS), default=None)
+    round: int | None = wired(optional(_COUNT), default=None)
     plain: bool = wired(BOOLEAN, default=False)
 
 

@@ -239,9 +239,17 @@ def seal_record(identity: Identity, record: Record) -> bytes:
     """
     if record.peer != identity.peer:
         raise BadRecord(f"peer {identity.peer} cannot sign a record of {record.peer}")
-    payload = to_body(record)
-    _parse(type(record), payload)
-    return seal(identity, record.kind, payload)
+    check_record(record)
+    return seal(identity, record.kind, to_body(record))
+
+
+def check_record(record: Record) -> None:
+    """Refuse a record that readers would refuse.
+
+    Raises:
+        BadRecord: a field is out of range; the message names it.
+    """
+    _parse(type(record), to_body(record))
 
 
 def open_record(blob: bytes, record_type: type[R], *, run: str, now: float, cache: SealCache | None = None) -> R:

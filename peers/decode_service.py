@@ -1,0 +1,162 @@
+"""Serves decoding sessions: each is pinned to one snapshot, lives in the cache budget, and is freed by a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from blocks.cache import SessionCaches
+
+from blocks.errors import BadSession
+from blocks.snapshots import Snapshot, SnapshotShelf
+from blocks.worker import ComputeThread, Priority
+from peers.answering import Handler
+from peers.calls import Answer, Question
+from peers.edge import Edge
+from peers.errors import BadMessage, Refused
+from peers.messages import CloseSession, Done, Opened, OpenSession, RefusalCode, Step
+from peers.network import PeerId
+from peers.train_service import check_span
+
+PLAIN_LABEL = "plain"
+DropVersions = Callable[[list[Snapshot]], None]
+
+
+@dataclass(slots=True)
+class _Session:
+    stream: int
+    label: str
+    deadline: float
+    pinned: bool
+
+
+class DecodeService(Handler):
+    """One host's `decode` streams. Call `sweep` now and then; it ends sessions that fell silent."""
+
+    def __init__(  # noqa: PLR0913 - the parts of one host, each built by node.py
+        self,
+        caches: SessionCaches,
+        thread: ComputeThread,
+        shelf: SnapshotShelf,
+        edge: Edge,
+        drop_versions: DropVersions,
+        clock: Callable[[], float],
+        *,
+        idle_seconds: float = 300.0,
+    ) -> None:
+        self._caches, self._thread, self._shelf, self._edge = caches, thread, shelf, edge
+        self._drop_versions, self._clock, self._idle_seconds = drop_versions, clock, idle_seconds
+        self._sessions: dict[str, _Session] = {}
+        self.tokens = 0
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer one question; see messages.py for what each carries."""
+        match question.message:
+            case OpenSession() as message:
+                return await self._open(question, message)
+            case Step() as message:
+                return await self._step(question, message)
+            case CloseSession() as message:
+                await self._end(_key(question.peer, message.session))
+                return Answer(message=Done())
+            case _:
+                raise BadMessage(f"a '{question.message.kind}' message does not belong on a decode stream")
+
+    async def stream_closed(self, peer: PeerId, stream: int) -> None:
+        """Free the sessions of a client that is gone."""
+        for key in [k for k, s in self._sessions.items() if s.stream == stream]:
+            await self._end(key)
+
+    async def sweep(self) -> None:
+        """Free the sessions that have been silent for too long."""
+        now = self._clock()
+        for key in [k for k, s in self._sessions.items() if s.deadline <= now]:
+            await self._end(key)
+
+    async def _open(self, question: Question, message: OpenSession) -> Answer:
+        check_span(message.span, self._caches.model.span)
+        if message.max_length > self._edge.max_positions:
+            reason = f"{message.max_length} positions are asked for; this model has {self._edge.max_positions}"
+            raise Refused(reason, RefusalCode.MALFORMED)
+        key = _key(question.peer, message.session)
+        if key in self._sessions:
+            raise BadSession(f"session {message.session} is open already; close it or choose another id")
+        snapshot = self._snapshot(message)
+        label = PLAIN_LABEL if message.plain else snapshot.label
+        # Taken before the first await, so that no round can drop the snapshot between the choice and the pin.
+        if not message.plain:
+            self._shelf.pin(label)
+        self._sessions[key] = _Session(
+            stream=question.stream, label=label, deadline=self._clock() + self._idle_seconds, pinned=not message.plain
+        )
+        try:
+            await self._thread.run(
+                Priority.DECODE,
+                lambda: self._caches.open(
+                    key, span=message.span, batch=message.batch, max_length=message.max_length, version=label
+                ),
+            )
+        except BaseException:
+            self._forget(key)
+            raise
+        digests = {} if message.plain else {b: snapshot.digests[b] for b in message.span.blocks()}
+        return Answer(message=Opened(round=snapshot.round, digests=digests))
+
+    async def _step(self, question: Question, message: Step) -> Answer:
+        key = _key(question.peer, message.session)
+        session = self._sessions.get(key)
+        if session is None:
+            raise BadSession(f"session {message.session} is not open here; open it again and send its inputs")
+        hidden, mask, positions = self._inputs(question.tensors, message)
+        session.deadline = self._clock() + self._idle_seconds
+        output = await self._thread.run(
+            Priority.DECODE,
+            lambda: self._caches.step(
+                key,
+                hidden,
+                position=message.position,
+                mask_BT=mask,
+                position_ids_BT=positions,
+                rows=message.rows,
+            ),
+        )
+        self.tokens += hidden.shape[0] * hidden.shape[1]
+        return Answer(tensors=(output,))
+
+    def _inputs(
+        self, tensors: tuple[torch.Tensor, ...], message: Step
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        expected = 1 + message.has_mask + message.has_positions
+        if len(tensors) != expected:
+            raise BadMessage(f"{len(tensors)} tensors came with a step, {expected} were announced")
+        hidden = self._edge.hidden(tensors, most=3)
+        batch, length = hidden.shape[:2]
+        mask = self._edge.mask(tensors[1], batch, message.position + length) if message.has_mask else None
+        positions = self._edge.positions(tensors[-1], batch, length) if message.has_positions else None
+        return hidden, mask, positions
+
+    def _snapshot(self, message: OpenSession) -> Snapshot:
+        if message.digests is not None:
+            found = self._shelf.find(message.digests)
+        elif message.round is not None:
+            found = self._shelf.of_round(message.round)
+        else:
+            found = self._shelf.newest
+        if found is None:
+            raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
+        return found
+
+    async def _end(self, key: str) -> None:
+        if key in self._sessions:
+            self._forget(key)
+            await self._thread.run(Priority.DECODE, lambda: self._caches.close(key))
+
+    def _forget(self, key: str) -> None:
+        session = self._sessions.pop(key)
+        if session.pinned:
+            self._drop_versions(self._shelf.unpin(session.label))
+
+
+def _key(peer: PeerId, session: str) -> str:
+    return f"{peer}/{session}"  # another peer's session cannot even be named

@@ -1,0 +1,28 @@
+"""Serves what this peer says about itself; also the probe by which others measure the round trip."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from peers.answering import Handler
+from peers.calls import Answer, Question
+from peers.errors import BadMessage
+from peers.messages import AskInfo, InfoReply
+from peers.network import PeerId
+
+
+class InfoService(Handler):
+    """One peer's `info` streams; `record` gives its sealed record, or nothing if it serves no blocks."""
+
+    def __init__(self, record: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
+        self._record, self._clock = record, clock
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer one AskInfo."""
+        if not isinstance(question.message, AskInfo):
+            raise BadMessage(f"a '{question.message.kind}' message does not belong on an info stream")
+        return Answer(message=InfoReply(record=self._record(), unix_seconds=self._clock()))
+
+    async def stream_closed(self, peer: PeerId, stream: int) -> None:
+        """Nothing is kept between questions."""

@@ -1,0 +1,92 @@
+"""Kept-open streams to other peers, one per peer and kind, dialled when first needed; and the way to oneself.
+
+A call to this peer's own id goes straight to its services, so a peer that holds every block trains and generates by
+the same code without the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from blocks.errors import BlockError
+from peers.answering import Handler, as_refused
+from peers.calls import Answer, Caller, Question, Traffic, dial
+from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
+from peers.messages import Hello, Message, RefusalCode
+from peers.network import Network, PeerId
+
+LOCAL_STREAM = 0
+
+
+class Pool:
+    """Ask any peer. Owned by the node, which closes it."""
+
+    def __init__(
+        self, network: Network, hello: Callable[[], Hello], traffic: Traffic, local: Mapping[str, Handler]
+    ) -> None:
+        self.me = network.peer_id
+        self._network, self._hello, self._traffic = network, hello, traffic
+        self._local = dict(local)
+        self._callers: dict[tuple[PeerId, str], Caller] = {}
+        self._dialling: dict[tuple[PeerId, str], asyncio.Lock] = {}
+
+    def add_local(self, kind: str, handler: Handler) -> None:
+        """Serve this peer's own calls of a kind."""
+        self._local[kind] = handler
+
+    async def call(
+        self, peer: PeerId, kind: str, message: Message, tensors: Sequence[torch.Tensor] = (), *, seconds: float
+    ) -> Answer:
+        """Ask `peer`, over the stream that stands or a new one.
+
+        Raises:
+            PeerLost: the peer is gone, did not answer within `seconds`, or answered nonsense.
+            Refused: the peer says no, with a code and a reason.
+        """
+        if peer == self.me:
+            return await self._call_self(kind, message, tensors)
+        try:
+            caller = await self._caller(peer, kind)
+            return await caller.call(message, tensors, seconds=seconds)
+        except Refused as error:
+            if error.code in (RefusalCode.RUN, RefusalCode.VERSION):
+                raise PeerLost(f"peer {peer}: {error}") from error
+            raise
+        except TimeoutError as error:
+            await self._forget(peer, kind)
+            raise PeerLost(f"peer {peer} did not answer a '{message.kind}' in {seconds:.0f} s") from error
+        except (StreamClosed, NetworkFailed, BadMessage) as error:
+            await self._forget(peer, kind)
+            raise PeerLost(f"peer {peer}: {error}") from error
+
+    async def close(self) -> None:
+        """Close every stream."""
+        callers, self._callers = list(self._callers.values()), {}
+        for caller in callers:
+            await caller.close()
+
+    async def _call_self(self, kind: str, message: Message, tensors: Sequence[torch.Tensor]) -> Answer:
+        handler = self._local.get(kind)
+        if handler is None:
+            raise Refused(f"this peer does not serve '{kind}'", RefusalCode.SPAN)
+        question = Question(peer=self.me, stream=LOCAL_STREAM, message=message, tensors=tuple(tensors))
+        try:
+            return await handler.answer(question)
+        except (BadMessage, BlockError) as error:
+            raise as_refused(error) from error
+
+    async def _caller(self, peer: PeerId, kind: str) -> Caller:
+        key = (peer, kind)
+        async with self._dialling.setdefault(key, asyncio.Lock()):
+            caller = self._callers.get(key)
+            if caller is None or caller.is_closed:
+                caller = self._callers[key] = await dial(self._network, peer, kind, self._hello(), self._traffic)
+            return caller
+
+    async def _forget(self, peer: PeerId, kind: str) -> None:
+        caller = self._callers.pop((peer, kind), None)
+        if caller is not None:
+            await caller.close()

@@ -1,0 +1,140 @@
+"""Routes over the swarm as it is now: records from the directory, measured round trips, and who failed lately.
+
+The choice itself is in `routing.py`; here is what it needs to know, kept fresh by `run()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from blocks.spans import Span
+from peers.directory import Directory
+from peers.errors import NoRoute, PeerLost, Refused
+from peers.health import Health
+from peers.messages import AskInfo, StreamKind
+from peers.network import PeerId
+from peers.pool import Pool
+from peers.records import PeerRecord
+from peers.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast, pick_spread, views_of
+
+logger = logging.getLogger(__name__)
+
+
+class Router(Protocol):
+    """Where to send work."""
+
+    async def spread(self, span: Span) -> tuple[Hop, ...]:
+        """A chain for training: at random in proportion to speed. Waits for one; NoRoute at its deadline."""
+
+    async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
+        """The chain with the least time for one text. Waits for one; NoRoute at its deadline."""
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """A call failed: leave this peer out until it answers a probe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterConfig:
+    """How often the directory is read, how long a caller waits for a route, how long a probe may take."""
+
+    refresh_seconds: float = 3.0
+    retry_seconds: float = 0.5
+    wait_seconds: float = 300.0
+    probe_seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        if min(self.refresh_seconds, self.retry_seconds, self.wait_seconds, self.probe_seconds) <= 0:
+            raise ValueError("the router's times must be positive")
+
+
+class LiveRouter:
+    """Implements Router over a directory. Start `run()` in a task group, or call `refresh()`."""
+
+    def __init__(  # noqa: PLR0913 - the parts of one peer, each built by node.py
+        self,
+        directory: Directory,
+        pool: Pool,
+        run: str,
+        whole: Span,
+        config: RouterConfig,
+        rng: random.Random,
+        *,
+        rules: RouteRules = EVERYBODY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.health = Health(clock)
+        self.records: tuple[PeerRecord, ...] = ()
+        self._directory, self._pool, self._run, self._whole = directory, pool, run, whole
+        self._config, self._rng, self._rules, self._clock = config, rng, rules, clock
+        self._rtt_seconds: dict[PeerId, float] = {}
+        self._refreshing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Keep the view fresh and ask after those who failed, until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._config.refresh_seconds)
+
+    async def refresh(self) -> None:
+        """Read the directory, measure the newly seen, probe the failed."""
+        async with self._refreshing:
+            self.records = tuple(await self._directory.find_hosts(self._run, self._whole))
+            for peer in {record.peer for record in self.records} - self._rtt_seconds.keys():
+                self._rtt_seconds.setdefault(peer, 0.0 if peer == self._pool.me else 0.05)
+                if peer != self._pool.me:
+                    await self._probe(peer)
+            await asyncio.gather(*(self._probe(peer) for peer in self.health.to_probe()))
+
+    async def spread(self, span: Span) -> tuple[Hop, ...]:
+        """See Router."""
+        return await self._wait(lambda rules: pick_spread(self._views(), span, rng=self._rng, rules=rules), frozenset())
+
+    async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
+        """See Router."""
+        return await self._wait(lambda rules: pick_fast(self._views(), span, rules=rules), avoid)
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """See Router."""
+        self.health.failed(peer, reason)
+
+    async def _wait(self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
+        deadline = self._clock() + self._config.wait_seconds
+        told = False
+        while True:
+            out = frozenset(self.health.unusable()) | avoid | frozenset(self._rules.avoid)
+            try:
+                return pick(replace(self._rules, avoid=out))
+            except NoRoute as error:
+                if self._clock() >= deadline:
+                    waited = f"waited {self._config.wait_seconds:.0f} s"
+                    raise NoRoute(f"{error} ({waited}; {self._excuses()})") from error
+                if told:
+                    logger.debug("still waiting: %s", error)
+                elif self.records:
+                    logger.warning("waiting: %s", error)
+                    told = True
+            await self.refresh()
+            await asyncio.sleep(self._config.retry_seconds)
+
+    def _views(self) -> list[HostView]:
+        return views_of(self.records, self._rtt_seconds)
+
+    def _excuses(self) -> str:
+        out = [f"{peer}: {reason}" for peer, reason in list(self.health.unusable().items())[:3]]
+        return "; ".join(out) if out else f"{len(self.records)} hosts are known"
+
+    async def _probe(self, peer: PeerId) -> None:
+        began = self._clock()
+        try:
+            await self._pool.call(peer, StreamKind.INFO, AskInfo(), seconds=self._config.probe_seconds)
+        except (PeerLost, Refused) as error:
+            self.health.failed(peer, str(error))
+            return
+        self.health.answered(peer)
+        self._rtt_seconds[peer] = self._clock() - began
