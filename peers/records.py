@@ -301,7 +301,7 @@ def _signed_part(kind: str, packed: bytes) -> bytes:
 
 def _unpack(data: bytes, kind: str) -> object:
     try:
-        value: object = msgpack.unpackb(data, strict_map_key=True, use_list=True, max_buffer_size=len(data) or 1)
+        value: object = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise BadRecord(f"a {kind} record is not valid msgpack") from error
     return value

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blocks.spans import Span
+from peers.errors import NoRoute
+from peers.network import PeerId
+from peers.routing import HostView, RouteRules, missing_blocks, pick_fast, pick_spread
+
+NUM_BLOCKS = 5
+
+
+def host(name: str, start: int, end: int, speed: float = 100.0, queue: float = 0.0, rtt: float = 0.01) -> HostView:
+    return HostView(
+        peer=PeerId(name), span=Span(start, end), tokens_per_second=speed, queue_seconds=queue, rtt_seconds=rtt
+    )
+
+
+@st.composite
+def swarms(draw: st.DrawFn) -> list[HostView]:
+    hosts = []
+    for name in draw(st.lists(st.sampled_from("abcd"), max_size=4, unique=True)):
+        start = draw(st.integers(0, NUM_BLOCKS - 1))
+        end = draw(st.integers(start + 1, NUM_BLOCKS))
+        hosts.append(
+            host(name, start, end, draw(st.sampled_from([0.0, 1.0, 30.0, 500.0])), draw(st.sampled_from([0, 1])))
+        )
+    return hosts
+
+
+def brute_force(hosts: list[HostView], span: Span, num_tokens: int, rules: RouteRules) -> tuple[int, float] | None:
+    """The least (blocks not on a pinned host that could be, seconds) over all assignments of hosts to blocks."""
+    by_block = [[h for h in hosts if b in h.span and rules.admits(h.peer)] for b in span.blocks()]
+    costs = []
+    for chosen in itertools.product(*by_block):
+        missed = sum(
+            h.peer not in rules.pins and any(o.peer in rules.pins for o in choices)
+            for h, choices in zip(chosen, by_block, strict=True)
+        )
+        seconds, at = 0.0, span.start
+        for h, run in itertools.groupby(chosen, key=lambda h: h):
+            end = at + len(list(run))
+            seconds += h.seconds_for(Span(at, end), num_tokens)
+            at = end
+        costs.append((missed, seconds))
+    return min(costs, default=None) if all(by_block) else None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    swarms(), st.sampled_from([1, 100]), st.sets(st.sampled_from("abcd"), max_size=1), st.sampled_from([None, "abc"])
+)
+def test_the_fast_route_costs_what_brute_force_finds(
+    hosts: list[HostView], num_tokens: int, pins: set[str], allow: str | None
+) -> None:
+    span = Span(1, 5)
+    rules = RouteRules(pins={PeerId(p) for p in pins}, allow=None if allow is None else [PeerId(p) for p in allow])
+    expected = brute_force(hosts, span, num_tokens, rules)
+    if expected is None:
+        with pytest.raises(NoRoute):
+            pick_fast(hosts, span, num_tokens=num_tokens, rules=rules)
+        return
+    hops = pick_fast(hosts, span, num_tokens=num_tokens, rules=rules)
+    by_peer = {h.peer: h for h in hosts}
+    assert hops[0].span.start == span.start
+    assert hops[-1].span.end == span.end
+    assert all(a.span.end == b.span.start and a.peer != b.peer for a, b in itertools.pairwise(hops))
+    assert all(by_peer[hop.peer].span.covers(hop.span) for hop in hops)
+    assert sum(by_peer[hop.peer].seconds_for(hop.span, num_tokens) for hop in hops) == pytest.approx(expected[1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(swarms(), st.integers(0, 1000), st.sets(st.sampled_from("abcd"), max_size=2))
+def test_a_spread_route_covers_the_span_whenever_one_exists(hosts: list[HostView], seed: int, pins: set[str]) -> None:
+    span = Span(0, NUM_BLOCKS)
+    rules = RouteRules(pins={PeerId(p) for p in pins})
+    if missing_blocks(hosts, span):
+        with pytest.raises(NoRoute):
+            pick_spread(hosts, span, rng=random.Random(seed), rules=rules)
+        return
+    hops = pick_spread(hosts, span, rng=random.Random(seed), rules=rules)
+    by_peer = {h.peer: h for h in hosts}
+    assert [b for hop in hops for b in hop.span.blocks()] == list(span.blocks())
+    assert all(by_peer[hop.peer].span.covers(hop.span) for hop in hops)
+    pinned_blocks = {b for h in hosts if h.peer in pins for b in h.span.blocks()}
+    assert all(hop.peer in pins for hop in hops for b in hop.span.blocks() if b in pinned_blocks)
+
+
+def test_replicas_share_the_work_in_proportion_to_speed() -> None:
+    hosts = [host("slow", 0, 4, speed=100), host("fast", 0, 4, speed=300)]
+    rng = random.Random(5)
+    taken = Counter(pick_spread(hosts, Span(0, 4), rng=rng)[0].peer for _ in range(2000))
+    assert 0.70 < taken[PeerId("fast")] / 2000 < 0.80
+
+
+def test_a_missing_block_is_named() -> None:
+    hosts = [host("a", 0, 2), host("b", 4, 6)]
+    with pytest.raises(NoRoute, match=r"holds blocks 2:4, 6:8; .*--blocks 2:4"):
+        pick_fast(hosts, Span(0, 8))
+
+
+def test_avoided_hosts_are_not_used_and_the_message_says_so() -> None:
+    hosts = [host("a", 0, 4, speed=1000), host("b", 0, 4, speed=1)]
+    assert pick_fast(hosts, Span(0, 4), rules=RouteRules(avoid=[PeerId("a")]))[0].peer == "b"
+    with pytest.raises(NoRoute, match="that you allow"):
+        pick_fast(hosts, Span(0, 4), rules=RouteRules(allow=[PeerId("c")]))
+
+
+def test_one_far_host_with_all_blocks_beats_two_near_ones_only_when_the_link_allows() -> None:
+    near = [host("a", 0, 2, rtt=0.001), host("b", 2, 4, rtt=0.001)]
+    assert [h.peer for h in pick_fast([*near, host("far", 0, 4, rtt=0.1)], Span(0, 4))] == ["a", "b"]
+    assert [h.peer for h in pick_fast([*near, host("far", 0, 4, rtt=0.0)], Span(0, 4))] == ["far"]
+
+
+def test_a_large_swarm_is_routed_quickly() -> None:
+    rng = random.Random(1)
+    hosts = [
+        host(f"h{i:03}", s, s + 20, rng.uniform(10, 900), rtt=rng.uniform(0, 0.2)) for i in range(200) for s in [i % 81]
+    ]
+    began = time.perf_counter()
+    pick_fast(hosts, Span(0, 100))
+    assert time.perf_counter() - began < 2.0  # about 0.05 s; generous for a busy machine
