@@ -11,3 +11,7 @@ class RoundFailed(AveragingError):
 
 class BadContribution(AveragingError):
     """A peer's data for a round is malformed, wrongly signed, or cannot be right."""
+
+
+class BadTensors(AveragingError):
+    """This peer's own tensors cannot go into a round: missing, of the wrong dtype or device, or not finite."""

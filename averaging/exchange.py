@@ -75,7 +75,11 @@ class Exchange(Protocol):
     async def reduce(
         self, group: Group, classes: Sequence[UnitClass], tensors: Mapping[bytes, Sequence[torch.Tensor]]
     ) -> Mapping[bytes, Reduced]:
-        """All-reduce every class at once; `tensors[class_id]` are already scaled by this peer's share, fp32 on the CPU."""
+        """All-reduce every class at once.
+
+        `tensors[class_id]` is one flat fp32 vector on the CPU, already scaled by this peer's share. A class without
+        one cannot take place: the others are told at once.
+        """
 
     async def vote(
         self, group: Group, classes: Sequence[UnitClass], votes: Mapping[bytes, Vote], *, deadline: float

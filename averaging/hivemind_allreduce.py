@@ -1,0 +1,383 @@
+"""One class's all-reduce on hivemind's runner, which sums what the holders have scaled, whole or not at all.
+
+It differs from the stock runner where that one bites: every sender waits on a branch of its own, so that one that dies
+cannot cancel the others; the reducer encodes the sum once and everybody decodes the same bytes, so that replicas are
+equal to the bit; a claimed weight is ignored; each part's size, dtype and values are checked before they count; and a
+missing part fails the class, here and at the others, instead of leaving a mixture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hivemind.averaging.allreduce import AllReduceRunner
+from hivemind.averaging.partition import AllreduceException, TensorPartReducer
+from hivemind.compression import CompressionBase, CompressionInfo, NoCompression
+from hivemind.p2p import P2P, P2PContext, P2PDaemonError, P2PHandlerError, PeerID
+from hivemind.proto import averaging_pb2
+from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor
+
+from averaging import merge
+from averaging.config import AveragingConfig
+from averaging.exchange import Reduced, UnitClass
+from peers.network import PeerId
+
+logger = logging.getLogger(__name__)
+
+FRAME_BYTES = 9  # hivemind puts a marker and an 8-byte length before every message
+NETWORK_ERRORS = (P2PDaemonError, P2PHandlerError, OSError, EOFError, AllreduceException)
+_PARTS_PER_REDUCER = 4  # enough that sending, summing and answering overlap in small classes too
+_MIN_PART_BYTES = 2**14
+
+
+class LostPeer(AllreduceException):  # type: ignore[misc]
+    """A class cannot be completed because of `peer`."""
+
+    def __init__(self, peer: PeerID, reason: str) -> None:
+        super().__init__(f"{peer.to_base58()} {reason}")
+        self.peer = peer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a run's calls are made and served: the node, the class that registered them, and the run's namespace."""
+
+    p2p: P2P
+    servicer_type: type
+    namespace: str
+
+
+@dataclass(slots=True)
+class _Sum:
+    """One part's sum: the message that all senders get, and what it decodes to."""
+
+    message: averaging_pb2.AveragingData
+    tensor: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One part on its way: the pieces that came, by sender, and the future that all senders wait for."""
+
+    future: asyncio.Future[_Sum]
+    pieces: list[torch.Tensor | None] = field(default_factory=list)
+    takers: int = 0
+
+
+class SumReducer(TensorPartReducer):  # type: ignore[misc]
+    """Combines each part of this peer's share once every sender gave its piece, in the senders' order."""
+
+    def __init__(
+        self,
+        part_shapes: Sequence[torch.Size],
+        num_senders: int,
+        *,
+        codec: CompressionBase,
+        combine: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    ) -> None:
+        super().__init__(part_shapes, num_senders)
+        self._codec, self._combine = codec, combine
+        self._failure: Exception | None = None
+        loop = asyncio.get_running_loop()
+        self._slots: dict[int, _Slot] = {
+            index: _Slot(future=loop.create_future(), pieces=[None] * num_senders) for index in range(len(part_shapes))
+        }
+
+    async def accumulate_part(
+        self, sender_index: int, part_index: int, tensor_part: torch.Tensor, weight: float = 1.0
+    ) -> _Sum:
+        """Take one sender's piece, wait for all others', return the sum. `weight` is the sender's claim: ignored."""
+        if self._failure is not None:
+            raise self._failure
+        if part_index != self.num_parts_received[sender_index]:
+            raise AllreduceException(f"part {part_index} of sender {sender_index} is out of order")
+        self.num_parts_received[sender_index] += 1
+        slot = self._slots[part_index]
+        slot.pieces[sender_index] = tensor_part
+        if all(piece is not None for piece in slot.pieces):
+            job = asyncio.get_running_loop().run_in_executor(
+                None, self._finish, [piece for piece in slot.pieces if piece is not None]
+            )
+            job.add_done_callback(functools.partial(self._settle, slot))
+        result = await asyncio.shield(slot.future)  # a branch: the sender's end must not cancel what others wait for
+        slot.takers += 1
+        if slot.takers == self.num_senders:
+            self._slots.pop(part_index, None)
+        return result
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether every part has come from every sender."""
+        return all(count == self.num_parts for count in self.num_parts_received)
+
+    def fail(self, failure: Exception) -> None:
+        """Let all who wait, now and later, have `failure`. What is summed already stays."""
+        if self._failure is None:
+            self._failure = failure
+            for slot in self._slots.values():
+                if not slot.future.done():
+                    slot.future.set_exception(failure)
+                    slot.future.exception()  # retrieved: a part may have no waiter yet
+
+    def finalize(self) -> None:
+        """Nothing to do but mark the end: `fail` has told all who wait."""
+        self.finished.set()
+
+    def __del__(self) -> None:  # the base class touches futures here, whose loop may be gone
+        pass
+
+    def _finish(self, pieces: Sequence[torch.Tensor]) -> _Sum:
+        summed = self._combine(pieces)
+        if not merge.is_finite(summed):
+            raise AllreduceException("the sum of a part is not finite")
+        part = self._codec.compress(summed, CompressionInfo.from_tensor(summed))
+        message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=part)
+        return _Sum(message=message, tensor=self._codec.extract(part))
+
+    def _settle(self, slot: _Slot, job: asyncio.Future[_Sum]) -> None:
+        slot.pieces = []
+        error = None if job.cancelled() else job.exception()
+        if isinstance(error, Exception):
+            self.fail(error)
+        elif not slot.future.done():
+            slot.future.set_result(job.result())
+
+
+class ClassRunner(AllReduceRunner):  # type: ignore[misc]
+    """The all-reduce of one class among exactly its holders. `vector` is fp32, flat, scaled by this peer's share."""
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        unit_class: UnitClass,
+        peer_fractions: tuple[float, ...],
+        vector: torch.Tensor,
+        config: AveragingConfig,
+    ) -> None:
+        self._codec: CompressionBase = NoCompression()
+        num_reducers = sum(fraction > 0 for fraction in peer_fractions)
+        super().__init__(
+            p2p=place.p2p,
+            servicer_type=place.servicer_type,
+            prefix=place.namespace,
+            group_id=unit_class.class_id,
+            tensors=(vector,),
+            weight=1.0,
+            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in unit_class.holders),
+            peer_fractions=peer_fractions,
+            sender_timeout=config.stall_seconds,
+            reducer_timeout=2 * config.stall_seconds,
+            compression=self._codec,
+            part_size_bytes=part_bytes(vector.numel() * vector.element_size(), num_reducers, config.part_bytes),
+        )
+        stock: TensorPartReducer = self.__dict__.pop("tensor_part_reducer")
+        stock.finished.set()  # retired, or its finalizer would warn of parts that it never got
+        shapes = tuple(part.shape for part in self.parts_for_local_averaging)
+        self.tensor_part_reducer: SumReducer = SumReducer(
+            shapes, len(self.sender_peer_ids), codec=self._codec, combine=merge.total
+        )
+        self._shapes_by_peer = [
+            [part.shape for part, _ in parts] for parts in self.tensor_part_container._input_parts_by_peer
+        ]
+        self._seconds, self._stall_seconds = config.reduce_seconds, config.stall_seconds
+        self._unserved = set(self.sender_peer_ids) - {self.peer_id} if shapes else set()
+        self._served = asyncio.Event()
+        if not self._unserved:
+            self._served.set()
+        self._bytes_sent = self._bytes_received = 0
+
+    async def reduce(self) -> Reduced:
+        """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                tensors = await self._collect()
+                digest = await asyncio.get_running_loop().run_in_executor(None, merge.digest, tensors)
+        except TimeoutError:
+            silent = set(self.sender_peer_ids) - self.active_senders
+            return self._failed(f"not done within {self._seconds:g} s", silent)
+        except BaseExceptionGroup as group:
+            known, bugs = group.split((*NETWORK_ERRORS, LostPeer))
+            if bugs is not None or known is None:
+                raise
+            return self._failed_by(_leaves(known))
+        with contextlib.suppress(TimeoutError):  # who does not fetch its result will not vote for it either
+            async with asyncio.timeout(self._stall_seconds):
+                await self._served.wait()
+        return Reduced(tensors=tensors, digest=digest, bytes_sent=self._bytes_sent, bytes_received=self._bytes_received)
+
+    def close(self) -> None:
+        """Let go of all parts; who still asks is sent away."""
+        self.tensor_part_reducer.fail(AllreduceException("the round is over"))
+        self.finalize(cancel=True)
+
+    async def rpc_aggregate_part(
+        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
+    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        """Sum one sender's pieces with the others', and answer each with the sum."""
+        sender = context.remote_id
+        if sender not in self._unserved or sender in self.active_senders:
+            yield averaging_pb2.AveragingData(code=averaging_pb2.PROTOCOL_VIOLATION)
+            return
+        self.active_senders.add(sender)
+        try:
+            async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
+                self._bytes_sent += message.ByteSize() + FRAME_BYTES
+                yield message
+            self._unserved.discard(sender)
+            if not self._unserved:
+                self._served.set()
+        except LostPeer as error:
+            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=error.peer.to_bytes())
+        except NETWORK_ERRORS as error:
+            self._lose(sender, str(error) or type(error).__name__)
+            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=sender.to_bytes())
+        except BaseException:  # the stream's end cancels this handler: tell the others, and let it go on
+            self._lose(sender, "is gone")
+            raise
+
+    async def _answers(
+        self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
+    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        numbered = self._numbered(aiter_with_timeout(stream, self.sender_timeout), self._my_shapes())
+        part_index = 0
+        async for piece in amap_in_executor(self._decode, numbered, max_prefetch=1):
+            summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
+            part_index += 1
+            yield summed.message
+        if part_index != self.tensor_part_reducer.num_parts:
+            raise AllreduceException(f"sent {part_index} of {self.tensor_part_reducer.num_parts} parts")
+
+    async def _collect(self) -> tuple[torch.Tensor, ...]:
+        async with asyncio.TaskGroup() as tasks:
+            for peer, parts in zip(self.ordered_peer_ids, self.tensor_part_container.num_parts_by_peer, strict=True):
+                if parts:
+                    tasks.create_task(self._communicate_with_peer(peer))
+        return tuple([tensor async for tensor in self.tensor_part_container.iterate_output_tensors()])
+
+    async def _communicate_with_peer(self, peer_id: PeerID) -> None:
+        """Give one reducer its pieces of the vector and take the sums.
+
+        Raises:
+            LostPeer: it or somebody whom it waits for is gone or sent what cannot be right.
+        """
+        if peer_id == self.peer_id:
+            await self._sum_own_share()
+            return
+        try:
+            await self._sum_at(peer_id)
+        except LostPeer:
+            raise
+        except NETWORK_ERRORS as error:
+            raise self._lose(peer_id, str(error) or "closed the stream") from error
+
+    async def _sum_own_share(self) -> None:
+        index = self.ordered_peer_ids.index(self.peer_id)
+        sender_index = self.sender_peer_ids.index(self.peer_id)
+        for part_index, piece in enumerate(self.parts_for_local_averaging):
+            summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
+            self.tensor_part_container.register_processed_part(index, part_index, summed.tensor)
+
+    async def _sum_at(self, peer_id: PeerID) -> None:
+        index = self.ordered_peer_ids.index(peer_id)
+        shapes = self._shapes_by_peer[index]
+        stream = await self._get_peer_stub(peer_id).rpc_aggregate_part(self._generate_input_for_peer(index))
+        part_index = 0
+        try:
+            async for tensor in amap_in_executor(self._decode, self._numbered(stream, shapes), max_prefetch=1):
+                self.tensor_part_container.register_processed_part(index, part_index, tensor)
+                part_index += 1
+        finally:
+            with contextlib.suppress(RuntimeError):  # it may be running still, in the task that was just cancelled
+                await stream.aclose()
+        if part_index != len(shapes):
+            raise AllreduceException(f"answered {part_index} of {len(shapes)} parts")
+
+    async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
+        first: dict[str, Any] = {"code": averaging_pb2.PART_FOR_AVERAGING, "group_id": self.group_id}
+        async for part in self.tensor_part_container.iterate_input_parts_for(peer_index):
+            message = averaging_pb2.AveragingData(tensor_part=part, weight=1.0, **first)
+            first = {}
+            self._bytes_sent += message.ByteSize() + FRAME_BYTES
+            yield message
+
+    async def _numbered(
+        self, stream: AsyncIterator[averaging_pb2.AveragingData], shapes: Sequence[torch.Size]
+    ) -> AsyncIterator[tuple[averaging_pb2.AveragingData, torch.Size]]:
+        """Each message with the shape that it must have; what is no part of this class raises."""
+        part_index = 0
+        async for message in stream:
+            self._bytes_received += message.ByteSize() + FRAME_BYTES
+            if message.code == averaging_pb2.CANCELLED and message.peer_id:
+                culprit = PeerID(message.peer_id)
+                if culprit in self.ordered_peer_ids:
+                    raise LostPeer(culprit, "was lost by another holder")
+            if not message.HasField("tensor_part"):
+                raise AllreduceException(f"answered {averaging_pb2.MessageCode.Name(message.code)}")
+            if part_index >= len(shapes):
+                raise AllreduceException(f"sent more than {len(shapes)} parts")
+            yield message, shapes[part_index]
+            part_index += 1
+
+    def _decode(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
+        message, shape = numbered
+        part = message.tensor_part
+        expected_bytes = shape.numel() * 4
+        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(part.buffer) != expected_bytes:
+            raise AllreduceException(
+                f"sent {len(part.buffer)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
+                f"not {expected_bytes} as float32 of shape {tuple(shape)}"
+            )
+        if part.compression != self._codec.compression_type:
+            raise AllreduceException(f"sent a part in codec {part.compression}, not {self._codec.compression_type}")
+        tensor: torch.Tensor = self._codec.extract(part)
+        if not merge.is_finite(tensor):
+            raise AllreduceException("sent values that are not finite")
+        return tensor
+
+    def _my_shapes(self) -> Sequence[torch.Size]:
+        return self._shapes_by_peer[self.ordered_peer_ids.index(self.peer_id)]
+
+    def _lose(self, peer: PeerID, reason: str) -> LostPeer:
+        """A holder cannot finish: the class is over for all who still wait for a sum here."""
+        failure = LostPeer(peer, reason)
+        self.banned_senders.add(peer)
+        self.tensor_part_reducer.fail(failure)
+        self._unserved.discard(peer)
+        if not self._unserved:
+            self._served.set()
+        return failure
+
+    def _failed_by(self, errors: Sequence[BaseException]) -> Reduced:
+        lost = [error for error in errors if isinstance(error, LostPeer)]
+        first = lost[0] if lost else errors[0]
+        return self._failed(str(first), {error.peer for error in lost})
+
+    def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
+        self.tensor_part_reducer.fail(AllreduceException(f"{self.peer_id.to_base58()} gave up: {reason}"))
+        return Reduced(
+            tensors=None,
+            reason=reason,
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
+        )
+
+
+def part_bytes(class_bytes: int, num_reducers: int, max_bytes: int) -> int:
+    """How large the parts of a class are: small classes in several parts too, so that the stages overlap."""
+    return min(max_bytes, max(_MIN_PART_BYTES, class_bytes // max(1, num_reducers * _PARTS_PER_REDUCER)))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
