@@ -1,0 +1,169 @@
+"""Files of text to rows: read, checked and dated by `file:line`. Knows nothing of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from swarm.errors import BadData
+
+MAX_ROW_BYTES = 16 * 2**20
+_MAX_MESSAGES = 4096
+_EXPECTED = "text; prompt and completion; messages; or instruction and output (input may be added)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRow:
+    """Running text: loss on all of it. `packed` text is joined with its neighbours into full sequences."""
+
+    where: str
+    text: str
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """Loss on the completion only."""
+
+    where: str
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRow:
+    """A conversation: loss on the assistant's answers only. `plain` is for tokenizers without a template."""
+
+    where: str
+    messages: tuple[Mapping[str, object], ...]
+    plain: PairRow | None = None
+
+
+Row = TextRow | PairRow | ChatRow
+
+
+class Digest(Protocol):
+    """What hashlib's objects can do: it takes every byte that is read, so that a changed file is noticed later."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+
+
+def read_rows(path: Path, digest: Digest | None = None) -> Iterator[Row]:
+    """The rows of a `.jsonl` or `.txt` file, one at a time: memory holds a row, never the file.
+
+    Raises:
+        BadData: missing, unreadable, empty, not UTF-8, another kind of file, or a row without the expected fields.
+    """
+    readers = {".jsonl": _read_jsonl, ".txt": _read_txt}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise BadData(f"{path} is neither .jsonl nor .txt; rename or convert it")
+    any_row = False
+    for row in reader(path, digest or hashlib.sha256()):
+        any_row = True
+        yield row
+    if not any_row:
+        raise BadData(f"{path} has no rows; give a file with text in it")
+
+
+def _read_lines(path: Path, digest: Digest) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MAX_ROW_BYTES + 1):
+                number += 1
+                digest.update(raw)
+                if len(raw) > MAX_ROW_BYTES:
+                    raise BadData(f"{path}:{number}: the line is longer than {MAX_ROW_BYTES >> 20} MB; split it")
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except OSError as error:
+        raise BadData(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise BadData(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
+
+
+def _read_jsonl(path: Path, digest: Digest) -> Iterator[Row]:
+    for number, line in _read_lines(path, digest):
+        if line.strip():
+            yield _parse_row(f"{path}:{number}", line)
+
+
+def _read_txt(path: Path, digest: Digest) -> Iterator[Row]:
+    """Paragraphs: runs of lines between empty ones."""
+    paragraph: list[str] = []
+    first = 1
+    size = 0
+    for number, line in _read_lines(path, digest):
+        if line.strip() and size < MAX_ROW_BYTES:
+            first = first if paragraph else number
+            paragraph.append(line)
+            size += len(line)
+            continue
+        if paragraph:
+            yield TextRow(where=f"{path}:{first}", text="".join(paragraph).rstrip() + "\n\n", packed=True)
+        paragraph, size = ([line], len(line)) if line.strip() else ([], 0)
+        first = number
+    if paragraph:
+        yield TextRow(where=f"{path}:{first}", text="".join(paragraph).rstrip() + "\n\n", packed=True)
+
+
+def _parse_row(where: str, line: str) -> Row:
+    try:
+        value: object = json.loads(line)
+    except ValueError as error:
+        detail = str(error).partition(": line")[0]
+        raise BadData(f"{where}: not JSON ({detail}); write one JSON object per line") from None
+    except RecursionError:
+        raise BadData(f"{where}: nested too deeply; write one flat JSON object per line") from None
+    if not isinstance(value, dict):
+        raise BadData(f"{where}: not a JSON object; use {_EXPECTED}")
+    if "messages" in value:
+        return _chat(where, value["messages"])
+    if "text" in value:
+        return TextRow(where=where, text=_text(where, value, "text"))
+    if "prompt" in value and "completion" in value:
+        return PairRow(where=where, prompt=_text(where, value, "prompt"), completion=_text(where, value, "completion"))
+    if "instruction" in value and "output" in value:
+        return _instruction(where, value)
+    found = ", ".join(sorted(str(key)[:40] for key in value)[:12]) or "none"
+    raise BadData(f"{where}: has the fields {found!r}, expected {_EXPECTED}")
+
+
+def _text(where: str, row: Mapping[str, object], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise BadData(f"{where}: field '{name}' is a {type(value).__name__}; use a string")
+    return value
+
+
+def _instruction(where: str, row: Mapping[str, object]) -> ChatRow:
+    """The Alpaca shape, as two turns; https://github.com/tatsu-lab/stanford_alpaca has the plain form."""
+    instruction, answer = _text(where, row, "instruction"), _text(where, row, "output")
+    extra = _text(where, row, "input") if row.get("input") is not None else ""
+    heading = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{extra}\n\n" if extra else "") + "### Response:\n"
+    question = f"{instruction}\n\n{extra}" if extra else instruction
+    return ChatRow(
+        where=where,
+        messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
+        plain=PairRow(where=where, prompt=heading, completion=answer),
+    )
+
+
+def _chat(where: str, value: object) -> ChatRow:
+    if not isinstance(value, list) or not 1 <= len(value) <= _MAX_MESSAGES:
+        raise BadData(
+            f"{where}: 'messages' is not a list of 1 to {_MAX_MESSAGES} messages; use role and content in each"
+        )
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadData(f"{where}: message {number} has no 'role'; use system, user or assistant")
+        if not isinstance(message.get("content"), str):
+            raise BadData(f"{where}: message {number} has no 'content' in text; use a string")
+    if not any(message["role"] == "assistant" for message in value):
+        raise BadData(f"{where}: no message has the role 'assistant', so there is nothing to learn; add the answer")
+    return ChatRow(where=where, messages=tuple(value))
