@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.averaging.partition import AllreduceException, TensorPartReducer
-from hivemind.compression import CompressionBase, CompressionInfo, NoCompression
 from hivemind.p2p import P2P, P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor
@@ -27,6 +25,7 @@ from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor
 from averaging import merge
 from averaging.config import AveragingConfig
 from averaging.exchange import Reduced, UnitClass
+from averaging.hivemind_reducer import PartCodec, SumReducer
 from peers.network import PeerId
 
 logger = logging.getLogger(__name__)
@@ -54,102 +53,6 @@ class Place:
     namespace: str
 
 
-@dataclass(slots=True)
-class _Sum:
-    """One part's sum: the message that all senders get, and what it decodes to."""
-
-    message: averaging_pb2.AveragingData
-    tensor: torch.Tensor
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One part on its way: the pieces that came, by sender, and the future that all senders wait for."""
-
-    future: asyncio.Future[_Sum]
-    pieces: list[torch.Tensor | None] = field(default_factory=list)
-    takers: int = 0
-
-
-class SumReducer(TensorPartReducer):  # type: ignore[misc]
-    """Combines each part of this peer's share once every sender gave its piece, in the senders' order."""
-
-    def __init__(
-        self,
-        part_shapes: Sequence[torch.Size],
-        num_senders: int,
-        *,
-        codec: CompressionBase,
-        combine: Callable[[Sequence[torch.Tensor]], torch.Tensor],
-    ) -> None:
-        super().__init__(part_shapes, num_senders)
-        self._codec, self._combine = codec, combine
-        self._failure: Exception | None = None
-        loop = asyncio.get_running_loop()
-        self._slots: dict[int, _Slot] = {
-            index: _Slot(future=loop.create_future(), pieces=[None] * num_senders) for index in range(len(part_shapes))
-        }
-
-    async def accumulate_part(
-        self, sender_index: int, part_index: int, tensor_part: torch.Tensor, weight: float = 1.0
-    ) -> _Sum:
-        """Take one sender's piece, wait for all others', return the sum. `weight` is the sender's claim: ignored."""
-        if self._failure is not None:
-            raise self._failure
-        if part_index != self.num_parts_received[sender_index]:
-            raise AllreduceException(f"part {part_index} of sender {sender_index} is out of order")
-        self.num_parts_received[sender_index] += 1
-        slot = self._slots[part_index]
-        slot.pieces[sender_index] = tensor_part
-        if all(piece is not None for piece in slot.pieces):
-            job = asyncio.get_running_loop().run_in_executor(
-                None, self._finish, [piece for piece in slot.pieces if piece is not None]
-            )
-            job.add_done_callback(functools.partial(self._settle, slot))
-        result = await asyncio.shield(slot.future)  # a branch: the sender's end must not cancel what others wait for
-        slot.takers += 1
-        if slot.takers == self.num_senders:
-            self._slots.pop(part_index, None)
-        return result
-
-    @property
-    def is_summed(self) -> bool:
-        """Whether every part has come from every sender."""
-        return all(count == self.num_parts for count in self.num_parts_received)
-
-    def fail(self, failure: Exception) -> None:
-        """Let all who wait, now and later, have `failure`. What is summed already stays."""
-        if self._failure is None:
-            self._failure = failure
-            for slot in self._slots.values():
-                if not slot.future.done():
-                    slot.future.set_exception(failure)
-                    slot.future.exception()  # retrieved: a part may have no waiter yet
-
-    def finalize(self) -> None:
-        """Nothing to do but mark the end: `fail` has told all who wait."""
-        self.finished.set()
-
-    def __del__(self) -> None:  # the base class touches futures here, whose loop may be gone
-        pass
-
-    def _finish(self, pieces: Sequence[torch.Tensor]) -> _Sum:
-        summed = self._combine(pieces)
-        if not merge.is_finite(summed):
-            raise AllreduceException("the sum of a part is not finite")
-        part = self._codec.compress(summed, CompressionInfo.from_tensor(summed))
-        message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=part)
-        return _Sum(message=message, tensor=self._codec.extract(part))
-
-    def _settle(self, slot: _Slot, job: asyncio.Future[_Sum]) -> None:
-        slot.pieces = []
-        error = None if job.cancelled() else job.exception()
-        if isinstance(error, Exception):
-            self.fail(error)
-        elif not slot.future.done():
-            slot.future.set_result(job.result())
-
-
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     """The all-reduce of one class among exactly its holders. `vector` is fp32, flat, scaled by this peer's share."""
 
@@ -162,7 +65,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         vector: torch.Tensor,
         config: AveragingConfig,
     ) -> None:
-        self._codec: CompressionBase = NoCompression()
+        self._codec = PartCodec()
         num_reducers = sum(fraction > 0 for fraction in peer_fractions)
         super().__init__(
             p2p=place.p2p,
@@ -175,7 +78,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             peer_fractions=peer_fractions,
             sender_timeout=config.stall_seconds,
             reducer_timeout=2 * config.stall_seconds,
-            compression=self._codec,
+            compression=self._codec.compression,
             part_size_bytes=part_bytes(vector.numel() * vector.element_size(), num_reducers, config.part_bytes),
         )
         stock: TensorPartReducer = self.__dict__.pop("tensor_part_reducer")
@@ -231,29 +134,31 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
                 self._bytes_sent += message.ByteSize() + FRAME_BYTES
                 yield message
-            self._unserved.discard(sender)
-            if not self._unserved:
-                self._served.set()
         except LostPeer as error:
             yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=error.peer.to_bytes())
         except NETWORK_ERRORS as error:
             self._lose(sender, str(error) or type(error).__name__)
             yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=sender.to_bytes())
         except BaseException:  # the stream's end cancels this handler: tell the others, and let it go on
-            self._lose(sender, "is gone")
+            if sender in self._unserved:
+                self._lose(sender, "is gone")
             raise
 
     async def _answers(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         numbered = self._numbered(aiter_with_timeout(stream, self.sender_timeout), self._my_shapes())
-        part_index = 0
-        async for piece in amap_in_executor(self._decode, numbered, max_prefetch=1):
-            summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
-            part_index += 1
-            yield summed.message
-        if part_index != self.tensor_part_reducer.num_parts:
-            raise AllreduceException(f"sent {part_index} of {self.tensor_part_reducer.num_parts} parts")
+        part_index, num_parts = 0, self.tensor_part_reducer.num_parts
+        async with contextlib.aclosing(amap_in_executor(self._decoded, numbered, max_prefetch=1)) as pieces:
+            async for piece in pieces:
+                summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
+                part_index += 1
+                if part_index == num_parts:
+                    self._serve(self.sender_peer_ids[sender_index])
+                yield summed.message
+                if part_index == num_parts:
+                    return  # and do not wait for the stream's end, which may come late
+        raise AllreduceException(f"sent {part_index} of {num_parts} parts")
 
     async def _collect(self) -> tuple[torch.Tensor, ...]:
         async with asyncio.TaskGroup() as tasks:
@@ -290,15 +195,18 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         shapes = self._shapes_by_peer[index]
         stream = await self._get_peer_stub(peer_id).rpc_aggregate_part(self._generate_input_for_peer(index))
         part_index = 0
+        numbered = self._numbered(stream, shapes)
         try:
-            async for tensor in amap_in_executor(self._decode, self._numbered(stream, shapes), max_prefetch=1):
-                self.tensor_part_container.register_processed_part(index, part_index, tensor)
-                part_index += 1
+            async with contextlib.aclosing(amap_in_executor(self._decoded, numbered, max_prefetch=1)) as sums:
+                async for tensor in sums:
+                    self.tensor_part_container.register_processed_part(index, part_index, tensor)
+                    part_index += 1
+                    if part_index == len(shapes):
+                        return
         finally:
             with contextlib.suppress(RuntimeError):  # it may be running still, in the task that was just cancelled
                 await stream.aclose()
-        if part_index != len(shapes):
-            raise AllreduceException(f"answered {part_index} of {len(shapes)} parts")
+        raise AllreduceException(f"answered {part_index} of {len(shapes)} parts")
 
     async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
         first: dict[str, Any] = {"code": averaging_pb2.PART_FOR_AVERAGING, "group_id": self.group_id}
@@ -326,21 +234,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             yield message, shapes[part_index]
             part_index += 1
 
-    def _decode(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
+    def _decoded(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
         message, shape = numbered
-        part = message.tensor_part
-        expected_bytes = shape.numel() * 4
-        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(part.buffer) != expected_bytes:
-            raise AllreduceException(
-                f"sent {len(part.buffer)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
-                f"not {expected_bytes} as float32 of shape {tuple(shape)}"
-            )
-        if part.compression != self._codec.compression_type:
-            raise AllreduceException(f"sent a part in codec {part.compression}, not {self._codec.compression_type}")
-        tensor: torch.Tensor = self._codec.extract(part)
-        if not merge.is_finite(tensor):
-            raise AllreduceException("sent values that are not finite")
-        return tensor
+        return self._codec.decode(message.tensor_part, shape)
 
     def _my_shapes(self) -> Sequence[torch.Size]:
         return self._shapes_by_peer[self.ordered_peer_ids.index(self.peer_id)]
@@ -350,10 +246,14 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         failure = LostPeer(peer, reason)
         self.banned_senders.add(peer)
         self.tensor_part_reducer.fail(failure)
+        self._serve(peer)
+        return failure
+
+    def _serve(self, peer: PeerID) -> None:
+        """Nothing more is owed to `peer`."""
         self._unserved.discard(peer)
         if not self._unserved:
             self._served.set()
-        return failure
 
     def _failed_by(self, errors: Sequence[BaseException]) -> Reduced:
         lost = [error for error in errors if isinstance(error, LostPeer)]
