@@ -42,7 +42,11 @@ class ModelSettings:
         BadConfig: a setting is out of range, as for all sections.
     """
 
-    name: str = field(metadata={"rule": Rule(help="hub id, directory or GGUF file of the base model", high=512)})
+    name: str = field(
+        metadata={
+            "rule": Rule(help="hub id, directory, GGUF file, or package:NAME for one in a Python package", high=512)
+        }
+    )
     fingerprint: str = field(
         metadata={
             "rule": Rule(

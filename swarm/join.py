@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgpack
 
-from swarm.config_file import CONFIG_NAME
+from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadJoinString
-from swarm.run import RunId
+from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of
 
 JOIN_NAME = "join.txt"
 MAX_BOOTSTRAP = 8
@@ -116,6 +116,19 @@ def resolve_join(text: str) -> Join | RunDirectory:
         f"{text[:80]!r} is no join string, run directory or file; make a run with `swarm init`, or copy the join"
         " string again"
     )
+
+
+def target_run_id(target: Join | RunDirectory) -> RunId:
+    """The id of the run that JOIN stands for.
+
+    Raises:
+        BadConfig: the run directory's settings or key cannot be read.
+    """
+    if isinstance(target, Join):
+        return target.run_id
+    if target.join is not None:
+        return target.join.run_id
+    return run_id_of(public_bytes(load_owner_key(target.path / KEY_NAME)), load_config(target.path))
 
 
 def save_join(directory: Path, join: Join) -> Path:

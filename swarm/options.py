@@ -17,6 +17,9 @@ class Screen(Protocol):
     def say(self, line: str) -> None:
         """One finished line for a person."""
 
+    def result(self, line: str) -> None:
+        """One line of what was asked for, such as the join string; a pipe gets only these."""
+
     def now(self, line: str) -> None:
         """What is going on; replaced by the next `now` where the screen can."""
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from swarm.errors import BadConfig
 from swarm.run import RunId
 
+IDENTITY_NAME = "identity.key"  # the peer's libp2p key, see peers/identity.py
 _LOCK_NAME = "lock"
 _MAX_PEERS = 256  # of one run on one machine
 
@@ -35,6 +36,11 @@ class StateDirectory:
         self.close()
 
 
+def state_path(root: Path, run_id: RunId, number: int = 0) -> Path:
+    """Where the `number`th peer of a run on this machine keeps its state."""
+    return root / run_id / f"peer-{number}"
+
+
 def claim_state(root: Path, run_id: RunId) -> StateDirectory:
     """Make and lock the first free `root/RUN_ID/peer-K`: who comes back finds its own, a second peer gets another.
 
@@ -42,7 +48,7 @@ def claim_state(root: Path, run_id: RunId) -> StateDirectory:
         BadConfig: the directory cannot be written, or 256 peers of this run live here already.
     """
     for number in range(_MAX_PEERS):
-        state = _try_lock(root / run_id / f"peer-{number}")
+        state = _try_lock(state_path(root, run_id, number))
         if state is not None:
             return state
     raise BadConfig(f"{_MAX_PEERS} peers of this run have their state in {root / run_id}; give another --state")

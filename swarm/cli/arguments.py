@@ -1,0 +1,68 @@
+"""Options that several commands share, and how they become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict, TypeVar
+
+import click
+
+from swarm.cli.paths import cache_dir, state_root
+from swarm.join import Join, RunDirectory, check_address, resolve_join
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+JOIN_HELP = "JOIN is a join string (swarm1:…), a file that holds one, or a directory made by `swarm init`."
+
+
+class PeerGiven(TypedDict):
+    """What click hands to every command that enters a swarm."""
+
+    join: str
+    state: Path | None
+    peer: tuple[str, ...]
+    threads: int
+
+
+class PeerFields(TypedDict):
+    """The same as the fields of `swarm.options.PeerOptions`."""
+
+    target: Join | RunDirectory
+    state_root: Path
+    cache_dir: Path
+    state: Path | None
+    peers: tuple[str, ...]
+    threads: int
+
+
+def peer_options(command: Command) -> Command:
+    """Add JOIN, --state, --peer and --threads."""
+    for add in (
+        click.option(
+            "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for torch; 0: torch's choice."
+        ),
+        click.option("--peer", multiple=True, metavar="ADDR", help="Another peer to start from; may be repeated."),
+        click.option(
+            "--state", type=click.Path(path_type=Path), help="Directory for identity and checkpoints; else one per run."
+        ),
+        click.argument("join"),
+    ):
+        command = add(command)
+    return command
+
+
+def peer_fields(given: PeerGiven) -> PeerFields:
+    """What was given, resolved.
+
+    Raises:
+        BadJoinString: JOIN or an address is wrong.
+    """
+    return PeerFields(
+        target=resolve_join(given["join"]),
+        state_root=state_root(),
+        cache_dir=cache_dir(),
+        state=given["state"],
+        peers=tuple(check_address(address) for address in given["peer"]),
+        threads=given["threads"],
+    )

@@ -1,0 +1,36 @@
+"""`swarm export`: the trained adapter as a peft directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.report import screen
+from swarm.options import ExportOptions
+
+
+class _Given(PeerGiven):
+    directory: Path
+    model: str | None
+
+
+@click.command(
+    epilog="""\b
+Example:
+  swarm export tales/ tales-adapter
+  python -c "from peft import PeftModel; PeftModel.from_pretrained(model, 'tales-adapter')" """,
+    help=f"Write the newest adapter to DIRECTORY, as peft's PeftModel.from_pretrained reads it.\n\n{JOIN_HELP}",
+)
+@peer_options
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+def command(**given: Unpack[_Given]) -> None:
+    """Parse, and export."""
+    with screen("stopped; nothing was exported") as shown:
+        options = ExportOptions(**peer_fields(given), directory=given["directory"], model=given["model"])
+        from swarm.commands import run_export
+
+        run_export(options, shown)

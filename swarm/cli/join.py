@@ -1,0 +1,68 @@
+"""`swarm join`: hold blocks of a run's model for others."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import click
+
+from blocks.spans import MAX_BLOCKS, Span, parse_span
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.report import screen
+from swarm.options import JoinOptions
+
+
+class _Given(PeerGiven):
+    blocks: str
+    device: str
+    dtype: str
+    host: str
+    port: int
+    announce: tuple[str, ...]
+    cache_mb: int
+    nickname: str
+    model: str | None
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  swarm join tales/                                the run's first peer; prints the join string
+  swarm join swarm1:gqJpZ... --blocks 0:15         hold the first half
+  swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330""",
+    help=f"Hold blocks of a run's model, train and serve them until stopped.\n\n{JOIN_HELP}",
+)
+@peer_options
+@click.option("--blocks", default="auto", show_default=True, metavar="auto|A:B", help="Which blocks to hold.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="To compute in; auto: the run's."
+)
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to listen on; 0: any free one.")
+@click.option("--announce", multiple=True, metavar="ADDR", help="Multiaddr by which others reach this peer.")
+@click.option("--cache-mb", type=click.IntRange(1), default=512, show_default=True, help="Budget for KV caches, in MB.")
+@click.option("--nickname", default="", help="A name for the status table.")
+@click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+def command(**given: Unpack[_Given]) -> None:
+    """Parse, and run the peer."""
+    with screen("stopped; this peer's state is kept, so the same command goes on from here") as shown:
+        options = JoinOptions(
+            **peer_fields(given),
+            blocks=_blocks(given["blocks"]),
+            device=given["device"],
+            dtype=given["dtype"],
+            host=given["host"],
+            port=given["port"],
+            announce=given["announce"],
+            cache_megabytes=given["cache_mb"],
+            nickname=given["nickname"],
+            model=given["model"],
+        )
+        from swarm.commands import run_join
+
+        run_join(options, shown)
+
+
+def _blocks(text: str) -> Span | None:
+    return None if text == "auto" else parse_span(text, MAX_BLOCKS)

@@ -1,0 +1,59 @@
+"""`swarm train`: bring data to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.report import screen
+from swarm.options import TrainOptions
+
+_FILE = click.Path(path_type=Path)
+
+
+class _Given(PeerGiven):
+    data: tuple[Path, ...]
+    eval_data: tuple[Path, ...]
+    steps: int
+    avoid: tuple[str, ...]
+    only: tuple[str, ...]
+    model: str | None
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  swarm train tales/ --data tales.jsonl
+  swarm train swarm1:gqJpZ... --data a.jsonl --data b.txt --eval-data held_out.jsonl --steps 200""",
+    help=f"""Train the run's adapter on your data, through the blocks that the peers hold.
+
+{JOIN_HELP} Batch size, learning rate and the rest are the run's. The text stays here; hosts see activations,
+which can tell them about it. Use --only or --avoid to choose the hosts.""",
+)
+@peer_options
+@click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
+@click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
+@click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
+@click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
+@click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
+@click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+def command(**given: Unpack[_Given]) -> None:
+    """Parse, and run the trainer."""
+    with screen("stopped; the same command goes on where the data stood") as shown:
+        if set(given["avoid"]) & set(given["only"]):
+            raise click.UsageError("a peer is in both --avoid and --only; choose one")
+        options = TrainOptions(
+            **peer_fields(given),
+            data=given["data"],
+            eval_data=given["eval_data"],
+            steps=given["steps"],
+            avoid=frozenset(given["avoid"]),
+            only=frozenset(given["only"]),
+            model=given["model"],
+        )
+        from swarm.commands import run_train
+
+        run_train(options, shown)

@@ -1,0 +1,93 @@
+"""`swarm init` writes settings and key, both or neither, and refuses to touch an existing run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from swarm.cli.main import main
+from swarm.config_file import load_config
+from swarm.errors import BadConfig
+from swarm.init import create_run
+from swarm.join import resolve_join, target_run_id
+from swarm.run import load_owner_key, open_run, public_bytes, run_id_of, sign_run
+
+MODEL = {"name": "m", "fingerprint": "ab" * 32, "num_blocks": 4}
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 3,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(LLAMA))
+    return path
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, ["init", *words])
+
+
+def test_a_new_run_can_be_signed_and_opened(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "tales", {"model": MODEL, "adapter": {"lora_rank": 4}})
+    spec, key = load_config(tmp_path / "tales"), load_owner_key(tmp_path / "tales" / "owner.key")
+    assert spec == run.spec
+    assert (spec.name, spec.adapter.lora_rank) == ("tales", 4)
+    assert open_run(sign_run(spec, key), run.run_id) == spec
+    assert target_run_id(resolve_join(str(tmp_path / "tales"))) == run.run_id == run_id_of(public_bytes(key), spec)
+
+
+def test_an_existing_run_is_not_touched(tmp_path: Path) -> None:
+    create_run(tmp_path / "tales", {"model": MODEL})
+    before = {one.name: one.read_bytes() for one in (tmp_path / "tales").iterdir()}
+    with pytest.raises(BadConfig, match="exists already"):
+        create_run(tmp_path / "tales", {"model": MODEL})
+    assert {one.name: one.read_bytes() for one in (tmp_path / "tales").iterdir()} == before
+
+
+def test_wrong_settings_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="lora_rank"):
+        create_run(tmp_path / "tales", {"model": MODEL, "adapter": {"lora_rank": 0}})
+    assert not (tmp_path / "tales").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadConfig, match="cannot be made"):
+        create_run(tmp_path / "file" / "tales", {"model": MODEL})
+
+
+def test_the_command_finds_the_model_and_writes_its_numbers(tmp_path: Path, model: Path) -> None:
+    target = tmp_path / "runs" / "tales"
+    result = call(
+        str(target),
+        "--model",
+        str(model),
+        "--lora-targets",
+        "q_proj, v_proj",
+        "--batch-size",
+        "8",
+        "--wire-dtype",
+        "fp32",
+    )
+    assert result.exit_code == 0, result.output
+    assert f"swarm join {target}" in result.stderr.replace("\n", "")
+    spec = load_config(target)
+    assert (spec.name, spec.model.name, spec.model.num_blocks) == ("tales", str(model), 3)
+    assert (spec.adapter.lora_targets, spec.training.batch_size, spec.wire.dtype) == (("q_proj", "v_proj"), 8, "fp32")
+
+
+def test_an_unknown_model_is_one_line_and_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = call(str(tmp_path / "tales"), "--model", str(tmp_path / "empty"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "tales").exists()
