@@ -196,33 +196,42 @@ class SpanTrainer:
                 self._sweep()
                 continue
             self._due.clear()
-            async with self.quiet():
+            async with self.frozen(), self.drained():
                 await self._thread.run(Priority.STEP, self._step_due)
 
     @asynccontextmanager
-    async def quiet(self) -> AsyncIterator[None]:
-        """Hold new forwards, let open stashes drain (dropping the late), and keep it so inside the block."""
+    async def frozen(self) -> AsyncIterator[None]:
+        """No parameter changes inside, except in a `drained` block; forwards, backwards and commits go on."""
         async with self._mutating:
-            self._admitting.clear()
-            try:
-                await self._drain()
-                yield
-            finally:
-                if self.ledger.due():
-                    self._due.set()
-                else:
-                    self._admitting.set()
+            yield
+
+    @asynccontextmanager
+    async def drained(self) -> AsyncIterator[None]:
+        """Inside `frozen`: new forwards wait and no graph is open, so that parameters may change.
+
+        Open stashes drain from the end of a chain to its start, because the last hosts need nothing from others; the
+        late are dropped.
+        """
+        self._admitting.clear()
+        try:
+            await self._drain()
+            yield
+        finally:
+            if self.ledger.due():
+                self._due.set()
+            else:
+                self._admitting.set()
 
     def note_swarm_samples(self, samples_by_block: Mapping[int, int]) -> None:
         """Samples that the whole swarm has counted per block, from its records: the clock of the schedule."""
         self._swarm_samples = dict(samples_by_block)
 
     def read_moments(self) -> dict[UnitId, dict[str, torch.Tensor]]:
-        """Optimizer state by unit (see UnitOptimizer.read). Call in the compute thread or while quiet."""
+        """Optimizer state by unit (see UnitOptimizer.read). Call in the compute thread."""
         return {unit: optimizer.read() for unit, optimizer in self._optimizers.items()}
 
     def write_moments(self, moments: Mapping[UnitId, Mapping[str, torch.Tensor]]) -> None:
-        """Take optimizer state for some units. Call in the compute thread or while quiet."""
+        """Take optimizer state for some units. Call in the compute thread."""
         for unit, state in moments.items():
             self._optimizers[unit].write(state)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from blocks.cache import SessionCaches
 
+from blocks.cache import SessionCaches
 from blocks.errors import BadSession
 from blocks.snapshots import Snapshot, SnapshotShelf
+from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
 from peers.answering import Handler
 from peers.calls import Answer, Question
@@ -20,7 +22,6 @@ from peers.network import PeerId
 from peers.train_service import check_span
 
 PLAIN_LABEL = "plain"
-DropVersions = Callable[[list[Snapshot]], None]
 
 
 @dataclass(slots=True)
@@ -31,22 +32,29 @@ class _Session:
     pinned: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeParts:
+    """What a host lends to its sessions. `drop_versions` removes snapshots from the model that nobody needs."""
+
+    span: Span
+    caches: SessionCaches
+    thread: ComputeThread
+    shelf: SnapshotShelf
+    drop_versions: Callable[[list[Snapshot]], None]
+
+
 class DecodeService(Handler):
     """One host's `decode` streams. Call `sweep` now and then; it ends sessions that fell silent."""
 
-    def __init__(  # noqa: PLR0913 - the parts of one host, each built by node.py
+    def __init__(
         self,
-        caches: SessionCaches,
-        thread: ComputeThread,
-        shelf: SnapshotShelf,
+        parts: DecodeParts,
         edge: Edge,
-        drop_versions: DropVersions,
-        clock: Callable[[], float],
         *,
         idle_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._caches, self._thread, self._shelf, self._edge = caches, thread, shelf, edge
-        self._drop_versions, self._clock, self._idle_seconds = drop_versions, clock, idle_seconds
+        self._parts, self._edge, self._clock, self._idle_seconds = parts, edge, clock, idle_seconds
         self._sessions: dict[str, _Session] = {}
         self.tokens = 0
 
@@ -75,7 +83,7 @@ class DecodeService(Handler):
             await self._end(key)
 
     async def _open(self, question: Question, message: OpenSession) -> Answer:
-        check_span(message.span, self._caches.model.span)
+        check_span(message.span, self._parts.span)
         if message.max_length > self._edge.max_positions:
             reason = f"{message.max_length} positions are asked for; this model has {self._edge.max_positions}"
             raise Refused(reason, RefusalCode.MALFORMED)
@@ -86,14 +94,14 @@ class DecodeService(Handler):
         label = PLAIN_LABEL if message.plain else snapshot.label
         # Taken before the first await, so that no round can drop the snapshot between the choice and the pin.
         if not message.plain:
-            self._shelf.pin(label)
+            self._parts.shelf.pin(label)
         self._sessions[key] = _Session(
             stream=question.stream, label=label, deadline=self._clock() + self._idle_seconds, pinned=not message.plain
         )
         try:
-            await self._thread.run(
+            await self._parts.thread.run(
                 Priority.DECODE,
-                lambda: self._caches.open(
+                lambda: self._parts.caches.open(
                     key, span=message.span, batch=message.batch, max_length=message.max_length, version=label
                 ),
             )
@@ -110,9 +118,9 @@ class DecodeService(Handler):
             raise BadSession(f"session {message.session} is not open here; open it again and send its inputs")
         hidden, mask, positions = self._inputs(question.tensors, message)
         session.deadline = self._clock() + self._idle_seconds
-        output = await self._thread.run(
+        output = await self._parts.thread.run(
             Priority.DECODE,
-            lambda: self._caches.step(
+            lambda: self._parts.caches.step(
                 key,
                 hidden,
                 position=message.position,
@@ -138,11 +146,11 @@ class DecodeService(Handler):
 
     def _snapshot(self, message: OpenSession) -> Snapshot:
         if message.digests is not None:
-            found = self._shelf.find(message.digests)
+            found = self._parts.shelf.find(message.digests)
         elif message.round is not None:
-            found = self._shelf.of_round(message.round)
+            found = self._parts.shelf.of_round(message.round)
         else:
-            found = self._shelf.newest
+            found = self._parts.shelf.newest
         if found is None:
             raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
         return found
@@ -150,12 +158,12 @@ class DecodeService(Handler):
     async def _end(self, key: str) -> None:
         if key in self._sessions:
             self._forget(key)
-            await self._thread.run(Priority.DECODE, lambda: self._caches.close(key))
+            await self._parts.thread.run(Priority.DECODE, lambda: self._parts.caches.close(key))
 
     def _forget(self, key: str) -> None:
         session = self._sessions.pop(key)
         if session.pinned:
-            self._drop_versions(self._shelf.unpin(session.label))
+            self._parts.drop_versions(self._parts.shelf.unpin(session.label))
 
 
 def _key(peer: PeerId, session: str) -> str:

@@ -41,8 +41,14 @@ class Router(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterConfig:
-    """How often the directory is read, how long a caller waits for a route, how long a probe may take."""
+    """The run and its blocks; how often the directory is read, how long a caller waits for a route, and a probe takes.
 
+    `rules` say whom this peer never, or exclusively, routes through.
+    """
+
+    run: str
+    whole: Span
+    rules: RouteRules = EVERYBODY
     refresh_seconds: float = 3.0
     retry_seconds: float = 0.5
     wait_seconds: float = 300.0
@@ -56,22 +62,19 @@ class RouterConfig:
 class LiveRouter:
     """Implements Router over a directory. Start `run()` in a task group, or call `refresh()`."""
 
-    def __init__(  # noqa: PLR0913 - the parts of one peer, each built by node.py
+    def __init__(
         self,
         directory: Directory,
         pool: Pool,
-        run: str,
-        whole: Span,
         config: RouterConfig,
-        rng: random.Random,
         *,
-        rules: RouteRules = EVERYBODY,
+        rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.health = Health(clock)
         self.records: tuple[PeerRecord, ...] = ()
-        self._directory, self._pool, self._run, self._whole = directory, pool, run, whole
-        self._config, self._rng, self._rules, self._clock = config, rng, rules, clock
+        self._directory, self._pool = directory, pool
+        self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
         self._refreshing = asyncio.Lock()
 
@@ -84,7 +87,7 @@ class LiveRouter:
     async def refresh(self) -> None:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
-            self.records = tuple(await self._directory.find_hosts(self._run, self._whole))
+            self.records = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
             for peer in {record.peer for record in self.records} - self._rtt_seconds.keys():
                 self._rtt_seconds.setdefault(peer, 0.0 if peer == self._pool.me else 0.05)
                 if peer != self._pool.me:
@@ -107,9 +110,9 @@ class LiveRouter:
         deadline = self._clock() + self._config.wait_seconds
         told = False
         while True:
-            out = frozenset(self.health.unusable()) | avoid | frozenset(self._rules.avoid)
+            out = frozenset(self.health.unusable()) | avoid | frozenset(self._config.rules.avoid)
             try:
-                return pick(replace(self._rules, avoid=out))
+                return pick(replace(self._config.rules, avoid=out))
             except NoRoute as error:
                 if self._clock() >= deadline:
                     waited = f"waited {self._config.wait_seconds:.0f} s"

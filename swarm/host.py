@@ -1,0 +1,290 @@
+"""What a peer does as a host: a span with its LoRA, trained and served, whose units follow the run's rounds.
+
+Here the parts of `blocks` meet: compute, training, caches and snapshots. The network side is in `node.py`, the timing
+of rounds in `rounds.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from blocks.adapters import (
+    LoraSettings,
+    UnitTensors,
+    add_version,
+    check_unit,
+    drop_version,
+    parameters_by_unit,
+    read_units,
+    unit_digest,
+    write_units,
+)
+from blocks.cache import SessionCaches
+from blocks.compute import SpanCompute
+from blocks.errors import BadAdapter
+from blocks.ledger import Ledger
+from blocks.load import SpanModel, load_span
+from blocks.optimizer import OptimizerConfig
+from blocks.snapshots import DIGEST_BYTES, Snapshot, SnapshotShelf
+from blocks.source import ModelSource
+from blocks.spans import Span, UnitId, parse_unit
+from blocks.training import SpanTrainer, TrainingLimits
+from blocks.unit_state import UnitState
+from blocks.worker import ComputeThread, Priority
+from peers.decode_service import PLAIN_LABEL
+from swarm.checkpoint import Checkpoint, load_newest, save_checkpoint, select
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostConfig:
+    """How one host computes; `cache_bytes` are for KV caches, `num_threads` for torch (None: its own choice)."""
+
+    span: Span
+    dtype: torch.dtype
+    device: torch.device
+    cache_bytes: int = 512 << 20
+    num_threads: int | None = None
+    limits: TrainingLimits = field(default_factory=TrainingLimits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRules:
+    """What the run prescribes to every host, in the terms of `blocks`."""
+
+    run: str
+    layout: str
+    lora: LoraSettings
+    optimizer: OptimizerConfig
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundResult:
+    """What a round changes at one host: new values, the samples behind each, and how many of those were its own."""
+
+    number: int
+    applied: Mapping[UnitId, UnitTensors]
+    weights: Mapping[UnitId, float]
+    counted: Mapping[UnitId, float]
+
+
+class Host:
+    """One span at work. Made by `load_host`; `run()` belongs in the node's task group."""
+
+    def __init__(
+        self, compute: SpanCompute, thread: ComputeThread, config: HostConfig, rules: RunRules, state: Path
+    ) -> None:
+        self.span = compute.model.span
+        self.config, self.rules = config, rules
+        self.thread = thread
+        self.shelf = SnapshotShelf(keep=3)
+        self.caches = SessionCaches(compute.model, config.cache_bytes)
+        self.trainer = SpanTrainer(
+            compute,
+            thread,
+            Ledger(self.span, batch_size=rules.batch_size),
+            rules.optimizer,
+            config.limits,
+            time.monotonic,
+        )
+        self.tokens_per_second = 0.0
+        self.backward_tokens_per_second = 0.0
+        self.round = 0
+        self._compute, self._state = compute, state
+        self._units: dict[UnitId, UnitState] = {}
+        self._next_label = 0
+
+    @property
+    def model(self) -> SpanModel:
+        """The blocks themselves."""
+        return self._compute.model
+
+    @property
+    def units(self) -> Mapping[UnitId, UnitState]:
+        """Every held unit as of its last completed round, without moments."""
+        return self._units
+
+    def digests(self) -> dict[int, bytes]:
+        """A short digest per block, of what is served."""
+        return dict(self.shelf.newest.digests)
+
+    def weights(self) -> dict[UnitId, float]:
+        """Samples of each unit since its last round: what it weighs in the next."""
+        return {unit: float(self.trainer.ledger.tallies[parse_unit(unit)[1]].round_samples) for unit in self._units}
+
+    async def begin(self) -> None:
+        """Start from the run's seed, or from this peer's last checkpoint; measure the device.
+
+        Raises:
+            BadCheckpoint: the state directory belongs to another run.
+        """
+        await self.thread.run(Priority.STEP, self._begin)
+
+    async def run(self) -> None:
+        """Make optimizer steps as they fall due, until cancelled."""
+        await self.trainer.run()
+
+    async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
+        """See peers.units_service.UnitSource."""
+        state = self._units.get(unit)
+        if state is None or not moments:
+            return state
+        found = await self.thread.run(Priority.STEP, self.trainer.read_moments)
+        return replace(state, moments=found[unit])
+
+    async def read_live(self) -> dict[UnitId, UnitTensors]:
+        """Copies of what is being trained, at a step boundary; fp32 on the CPU."""
+        return await self.thread.run(Priority.STEP, lambda: read_units(self.model))
+
+    @asynccontextmanager
+    async def in_round(self) -> AsyncIterator[None]:
+        """No optimizer step inside: what `read_live` gives stays true until `apply` replaces it."""
+        async with self.trainer.frozen():
+            yield
+
+    async def apply(self, result: RoundResult) -> None:
+        """Inside `in_round`: take a round's result for some units; the others stay as they are."""
+        async with self.trainer.drained():
+            await self.thread.run(Priority.STEP, lambda: self._write_round(result))
+
+    async def adopt(self, states: Mapping[UnitId, UnitState]) -> None:
+        """Take other holders' newer state, moments included where they came along.
+
+        Raises:
+            BadAdapter: tensors do not fit; nothing was changed.
+        """
+        if states:
+            async with self.trainer.frozen(), self.trainer.drained():
+                await self.thread.run(Priority.STEP, lambda: self._adopt(states))
+
+    async def checkpoint(self) -> None:
+        """Write all units as of the last round to disk.
+
+        Raises:
+            BadCheckpoint: it cannot be written.
+        """
+        moments = await self.thread.run(Priority.STEP, self.trainer.read_moments)
+        units = {unit: replace(state, moments=moments[unit]) for unit, state in self._units.items()}
+        checkpoint = Checkpoint(run=self.rules.run, layout=self.rules.layout, round=self.round, units=units)
+        await asyncio.to_thread(save_checkpoint, self._state / "checkpoints", checkpoint)
+
+    def drop_versions(self, snapshots: list[Snapshot]) -> None:
+        """Remove snapshots that nobody needs from the model, when the compute thread comes to it."""
+        for snapshot in snapshots:
+            self.thread.submit(Priority.STEP, lambda label=snapshot.label: drop_version(self.model, label))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """End the compute thread."""
+        self.thread.close()
+
+    def _begin(self) -> None:
+        live = read_units(self.model)
+        plain = {
+            unit: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()} for unit, tensors in live.items()
+        }
+        add_version(self.model, PLAIN_LABEL, plain)  # B is zero, so this is the base model to the bit
+        self._units = {
+            unit: UnitState(unit=unit, round=0, weight=0.0, total_samples=0, digest=unit_digest(t), tensors=t)
+            for unit, t in live.items()
+        }
+        found = load_newest(self._state / "checkpoints", run=self.rules.run, layout=self.rules.layout)
+        if found is not None:
+            self.round = found.round
+            self._take(select(found.units, list(self._units)))
+            logger.info("resumed round=%d units=%d", found.round, len(found.units))
+        self._publish()
+        self._measure()
+
+    def _adopt(self, states: Mapping[UnitId, UnitState]) -> None:
+        self._take(states)
+        self._publish()
+
+    def _take(self, states: Mapping[UnitId, UnitState]) -> None:
+        shapes = {
+            unit: {name: tuple(parameter.shape) for name, parameter in named.items()}
+            for unit, named in parameters_by_unit(self.model).items()
+        }
+        for unit, state in states.items():
+            if unit not in shapes:
+                raise BadAdapter(f"unit {unit} is not in the span {self.span}")
+            check_unit(unit, state.tensors, shapes[unit])
+        self.trainer.write_moments({unit: state.moments for unit, state in states.items()})
+        write_units(self.model, {unit: state.tensors for unit, state in states.items()})
+        for unit, state in states.items():
+            self._units[unit] = replace(state, moments={})
+            block = parse_unit(unit)[1]
+            self.trainer.ledger.round_done(block, counted_samples=0, total_samples=state.total_samples)
+
+    def _write_round(self, result: RoundResult) -> None:
+        write_units(self.model, result.applied)
+        for unit, tensors in result.applied.items():
+            total = self._units[unit].total_samples + round(result.weights[unit])
+            self._units[unit] = UnitState(
+                unit=unit,
+                round=result.number,
+                weight=result.weights[unit],
+                total_samples=total,
+                digest=unit_digest(tensors),
+                tensors=tensors,
+            )
+            self.trainer.ledger.round_done(
+                parse_unit(unit)[1], counted_samples=round(result.counted[unit]), total_samples=total
+            )
+        self.round = result.number
+        self._publish()
+
+    def _publish(self) -> None:
+        label = f"snapshot-{self._next_label}"
+        self._next_label += 1
+        add_version(self.model, label, {unit: state.tensors for unit, state in self._units.items()})
+        digests = dict.fromkeys(self.span.blocks(), bytes(DIGEST_BYTES))  # a block may have no adapter
+        digests |= {parse_unit(unit)[1]: state.digest[:DIGEST_BYTES] for unit, state in self._units.items()}
+        self.drop_versions(self.shelf.add(Snapshot(label=label, round=self.round, digests=digests)))
+
+    def _measure(self) -> None:
+        """Tokens per second through the whole span, forward and backward: the median of three short passes."""
+        size = self.model.source.hidden_size
+        hidden = torch.zeros(1, _PROBE_TOKENS, size, dtype=self.config.dtype, device=self.config.device)
+        forward, backward = [], []
+        for _ in range(3):
+            began = time.perf_counter()
+            _, stash = self._compute.forward_train(hidden, span=self.span, mask_BT=None, seed=0, keep_graph=True)
+            middle = time.perf_counter()
+            self._compute.backward(stash, hidden)
+            forward.append(middle - began)
+            backward.append(time.perf_counter() - middle)
+        self.tokens_per_second = _PROBE_TOKENS / sorted(forward)[1]
+        self.backward_tokens_per_second = _PROBE_TOKENS / sorted(backward)[1]
+
+
+async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, state: Path) -> Host:
+    """Load the span's weights in the compute thread and start from seed or checkpoint.
+
+    Raises:
+        BlockError: the model, the span or the adapter settings do not fit.
+        BadCheckpoint: the state directory belongs to another run.
+    """
+    thread = ComputeThread(num_threads=config.num_threads)
+    try:
+        compute = await thread.run(
+            Priority.STEP,
+            lambda: SpanCompute(load_span(source, config.span, dtype=config.dtype, device=config.device), rules.lora),
+        )
+        host = Host(compute, thread, config, rules, state)
+        await host.begin()
+    except BaseException:
+        thread.close()
+        raise
+    return host

@@ -1,0 +1,63 @@
+"""What a host tells the swarm about its progress, and how a reader takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from averaging.rounds import PeerProgress
+from peers.directory import Directory
+from peers.network import PeerId
+from peers.records import ProgressRecord
+from swarm.host import Host
+
+LIFE_SECONDS = 60.0
+_BETWEEN_SECONDS = 1.0
+
+
+class ProgressTeller:
+    """Publishes one host's progress: on change, at most once a second, and before the last word expires."""
+
+    def __init__(self, host: Host, me: PeerId, directory: Directory, dht_time: Callable[[], float]) -> None:
+        self.proposal: tuple[int, float] | None = None
+        self._host, self._me, self._directory, self._dht_time = host, me, directory, dht_time
+        self._told: tuple[int, int, tuple[int, float] | None] | None = None
+        self._told_at = float("-inf")
+
+    def own(self) -> PeerProgress:
+        """This host's own entry among all."""
+        number = self._host.round + 1
+        proposed = self.proposal[1] if self.proposal is not None and self.proposal[0] == number else None
+        return PeerProgress(peer=self._me, number=number, samples=self._samples(), proposed_at=proposed)
+
+    async def tell(self) -> None:
+        """Publish if there is something to say and it is time to. A new round or proposal goes out at once."""
+        say = (self._host.round, self._samples(), self.proposal)
+        now = self._dht_time()
+        age = now - self._told_at
+        urgent = self._told is None or (say[0], say[2]) != (self._told[0], self._told[2])
+        fresh = say == self._told or age < _BETWEEN_SECONDS
+        if not urgent and fresh and age < LIFE_SECONDS / 2:
+            return
+        self._told, self._told_at = say, now
+        record = ProgressRecord(
+            run=self._host.rules.run,
+            peer=self._me,
+            span=self._host.span,
+            round=say[0],
+            samples=say[1],
+            total_samples=max(tally.total_samples for tally in self._host.trainer.ledger.tallies.values()),
+            digests=b"".join(digest for _, digest in sorted(self._host.digests().items())),
+            proposal=say[2],
+            expires_at=now + LIFE_SECONDS,
+        )
+        await self._directory.publish(record)
+
+    def _samples(self) -> int:
+        return round(max(self._host.weights().values(), default=0.0))
+
+
+def progress_of(record: ProgressRecord) -> PeerProgress:
+    """A record as the rules of rounds take it: a peer that has done `round` rounds works towards the next."""
+    number = record.round + 1
+    proposed = record.proposal[1] if record.proposal is not None and record.proposal[0] == number else None
+    return PeerProgress(peer=record.peer, number=number, samples=record.samples, proposed_at=proposed)

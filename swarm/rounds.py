@@ -1,0 +1,199 @@
+"""When this peer averages: publishes progress, sees that enough samples are in, runs the round, applies it, catches up.
+
+The rules are in `averaging.rounds`; this is the one place where they meet a host, a directory and a clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from averaging.averager import Averager, Link, RoundOutcome
+from averaging.config import AveragingConfig
+from averaging.errors import RoundFailed
+from averaging.rounds import PeerProgress, agreed_start, should_begin
+from blocks.adapters import UnitTensors, unit_digest
+from blocks.errors import BadAdapter
+from blocks.spans import Span, UnitId, parse_unit
+from blocks.unit_state import UnitState
+from peers.directory import Directory
+from peers.network import PeerId
+from peers.pool import Pool
+from peers.records import ProgressRecord
+from peers.unit_client import fetch_newest
+from swarm.errors import BadCheckpoint
+from swarm.host import Host, RoundResult
+from swarm.progress import ProgressTeller, progress_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeeperConfig:
+    """The run's blocks and its rounds; how often the swarm's progress is read, how long one unit's fetch may take."""
+
+    whole: Span
+    averaging: AveragingConfig
+    link: Link | None = None
+    poll_seconds: float = 0.5
+    fetch_seconds: float = 60.0
+    max_holders_asked: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a host knows of the others: where they are found, how they are asked, and the clock that all agree on."""
+
+    directory: Directory
+    pool: Pool
+    dht_time: Callable[[], float]
+    is_usable: Callable[[PeerId], bool]
+
+
+class RoundKeeper:
+    """Keeps one host in step with its run. Start `run()` in a task group."""
+
+    def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
+        self.last: RoundOutcome | None = None
+        self.rounds_done = 0
+        self._host, self._averager, self._around, self._config = host, averager, around, config
+        self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
+
+    @property
+    def number(self) -> int:
+        """The round that is to come."""
+        return self._host.round + 1
+
+    async def run(self) -> None:
+        """Follow the run, until cancelled."""
+        while True:
+            records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
+            others = [r for r in records if r.peer != self._around.pool.me and self._around.is_usable(r.peer)]
+            if max((r.round for r in others), default=0) > self._host.round:
+                await self.catch_up(others)
+            await self._maybe_average(others)
+            await self._progress.tell()
+            await asyncio.sleep(self._config.poll_seconds)
+
+    async def catch_up(self, others: Sequence[ProgressRecord] | None = None) -> None:
+        """Fetch the units of which another holder has a newer version, and stand at the newest round seen."""
+        if others is None:
+            records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
+            others = [r for r in records if r.peer != self._around.pool.me]
+        newest = max((record.round for record in others), default=0)
+        found: dict[UnitId, UnitState] = {}
+        for unit, own in self._host.units.items():
+            block = parse_unit(unit)[1]
+            holders = _worth_asking(others, block, own, self._host.digests())[: self._config.max_holders_asked]
+            state = await fetch_newest(
+                self._around.pool,
+                holders,
+                unit,
+                moments=True,
+                digest=unit_digest,
+                seconds=self._config.fetch_seconds,
+            )
+            if state is not None and state.version > own.version:
+                found[unit] = state
+        try:
+            await self._host.adopt(found)
+        except BadAdapter as error:
+            logger.warning("fetched units do not fit and were left: %s", error)
+            return
+        self._host.round = max(self._host.round, newest)
+        if found:
+            logger.info("caught up round=%d units=%d", self._host.round, len(found))
+
+    async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
+        now = self._around.dht_time()
+        number = self.number
+        entries = [*(progress_of(record) for record in others), self._progress.own()]
+        moment = agreed_start(entries, number, now)
+        if moment is None:
+            moment = should_begin(self._busiest(others), number, self._config.averaging, now)
+            if moment is None:
+                return
+            self._progress.proposal = (number, moment)
+            await self._progress.tell()
+        expected = 1 + sum(record.round == self._host.round for record in others)
+        await self.average(number, moment, expected)
+
+    async def average(self, number: int, begin_at: float, expected: int) -> None:
+        """One round: average with whoever comes, apply, checkpoint. A round that fails says why and is tried again."""
+        counted = self._host.weights()
+        try:
+            async with AsyncExitStack() as stack:
+
+                async def read() -> Mapping[UnitId, UnitTensors]:
+                    await stack.enter_async_context(self._host.in_round())
+                    return await self._host.read_live()
+
+                outcome = await self._averager.run_round(
+                    number, begin_at=begin_at, expected=expected, weights=counted, read=read, link=self._config.link
+                )
+                if not outcome.behind:
+                    result = RoundResult(
+                        number=number, applied=outcome.applied, weights=outcome.weights, counted=counted
+                    )
+                    await self._host.apply(result)
+        except RoundFailed as error:
+            self._progress.proposal = None
+            logger.warning("round %d did not happen: %s", number, error)
+            return
+        self.last, self._progress.proposal = outcome, None
+        if outcome.behind:
+            await self.catch_up()
+            return
+        self.rounds_done += 1
+        self._log(outcome)
+        await self._save()
+
+    async def _save(self) -> None:
+        try:
+            await self._host.checkpoint()
+        except BadCheckpoint as error:
+            logger.error("%s", error)  # training goes on: the other holders have it too
+
+    def _log(self, outcome: RoundOutcome) -> None:
+        logger.info(
+            "round done number=%d peers=%d applied=%d kept=%d seconds=%.2f sent=%d received=%d",
+            outcome.number,
+            len(outcome.peers),
+            len(outcome.applied),
+            len(outcome.kept),
+            outcome.seconds.total,
+            outcome.bytes_sent,
+            outcome.bytes_received,
+        )
+        for reason in sorted(set(outcome.kept.values())):
+            units = [unit for unit, why in outcome.kept.items() if why == reason]
+            logger.warning("round %d kept the old value of %d units: %s", outcome.number, len(units), reason)
+
+    def _busiest(self, others: Sequence[ProgressRecord]) -> list[PeerProgress]:
+        """The holders of the block that has seen most: every sample passes one holder of each block, so their sum is
+        the run's count, where the sum over all peers would count a sample once per hop.
+        """
+        best: list[PeerProgress] = []
+        own = self._progress.own()
+        for block in self._config.whole.blocks():
+            holders = [progress_of(record) for record in others if block in record.span]
+            if block in self._host.span:
+                holders.append(own)
+            if sum(entry.samples for entry in holders) > sum(entry.samples for entry in best):
+                best = holders
+        return best
+
+
+def _worth_asking(
+    others: Sequence[ProgressRecord], block: int, own: UnitState, digests: Mapping[int, bytes]
+) -> list[PeerId]:
+    """Holders of a block whose bits differ from ours and whose round is not older, the furthest first."""
+    holders = [
+        record
+        for record in others
+        if block in record.span and record.round >= own.round and record.digest_of(block) != digests[block]
+    ]
+    return [record.peer for record in sorted(holders, key=lambda record: (-record.round, record.peer))]
