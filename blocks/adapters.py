@@ -20,6 +20,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from blocks.errors import BadAdapter
@@ -36,6 +37,9 @@ UnitTensors = Mapping[str, Tensor]
 """One unit's tensors: name inside the block, such as `self_attn.q_proj.lora_A`, sorted; fp32, on the CPU."""
 
 _KINDS = ("lora_A", "lora_B")
+_QUERY_VALUE = ("q_proj", "v_proj")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_NAMES = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TARGET = re.compile(r"[A-Za-z0-9_.]{1,128}")
@@ -86,7 +90,7 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
     names = [
         f"{model.cut.layers_name}.{number}.{name}"
         for number, layer in model.cut.held.items()
-        for name in target_names(layer, settings, str(model.config.model_type))
+        for name in target_names(layer, settings, model.config)
     ]
     if not names:
         raise BadAdapter(
@@ -97,7 +101,7 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=names,
-        task_type=None,
+        fan_in_fan_out=uses_conv1d(model.cut.held[model.span.start]),
     )
     with torch.random.fork_rng(devices=[]):  # peft draws an initialisation that is overwritten below
         inject_adapter_in_model(config, model.module, adapter_name=LIVE)
@@ -112,16 +116,31 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
                 parameter.copy_(initial_tensor(settings.seed, unit, name, tuple(parameter.shape)))
 
 
-def target_names(layer: nn.Module, settings: LoraSettings, model_type: str) -> list[str]:
-    """The modules of one block, by their names in it, that the settings put a LoRA on."""
+def target_names(layer: nn.Module, settings: LoraSettings, config: PretrainedConfig) -> list[str]:
+    """The linear modules of one block, by their names in it, that the settings put a LoRA on.
+
+    `auto` is peft's choice for the family, else the queries and values, else all linear modules.
+
+    Raises:
+        BadAdapter: a target names the feed-forward of a mixture of experts, which peft takes for its fused experts.
+    """
     linear = [name for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    has_experts = any(getattr(config.get_text_config(), name, None) for name in _EXPERT_COUNTS)
+    usable = [name for name in linear if not has_experts or name.rpartition(".")[2] not in _EXPERT_NAMES]
     targets = settings.targets
     if targets == "auto":
-        default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
-        if not isinstance(default, list):
-            return linear
-        targets = tuple(default)
-    return [name for name in linear if any(name == target or name.endswith(f".{target}") for target in targets)]
+        default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(str(config.model_type))
+        targets = tuple(default) if isinstance(default, list) else _QUERY_VALUE
+        if targets == _QUERY_VALUE and not _matching(usable, targets):
+            return usable
+    if has_experts and any(target.rpartition(".")[2] in _EXPERT_NAMES for target in targets):
+        raise BadAdapter(f"adapter.targets {targets} are fused into experts in {config.model_type}; target attention")
+    return _matching(usable, targets)
+
+
+def uses_conv1d(layer: nn.Module) -> bool:
+    """Whether the family keeps its weights transposed, as GPT-2 does, which peft wants to be told."""
+    return any(isinstance(module, Conv1D) for module in layer.modules())
 
 
 def initial_tensor(seed: int, unit: UnitId, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -307,7 +326,7 @@ def all_unit_shapes(settings: LoraSettings, source: ModelSource) -> dict[UnitId,
     found: dict[UnitId, dict[str, tuple[int, ...]]] = {}
     for number, layer in enumerate(layers):
         shapes: dict[str, tuple[int, ...]] = {}
-        for name in target_names(layer, settings, str(config.model_type)):
+        for name in target_names(layer, settings, config):
             weight = cast(Tensor, layer.get_submodule(name).weight)
             outputs, inputs = weight.shape if isinstance(layer.get_submodule(name), nn.Linear) else weight.shape[::-1]
             shapes[f"{name}.lora_A"] = (settings.rank, inputs)
@@ -329,6 +348,10 @@ def block_of(unit: UnitId) -> int:
     return parse_unit(unit)[1]
 
 
+def _matching(names: list[str], targets: tuple[str, ...]) -> list[str]:
+    return [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]
+
+
 def _lora_layers(layer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in layer.named_modules():
         if isinstance(module, LoraLayer):
@@ -342,12 +365,12 @@ def _all_lora(model: SpanModel) -> Iterator[LoraLayer]:
 
 
 def _frozen_copy(linear: nn.Linear) -> nn.Linear:
-    copied = nn.utils.skip_init(
-        nn.Linear, linear.in_features, linear.out_features, bias=False, device=linear.weight.device, dtype=torch.float32
-    )
+    with torch.random.fork_rng(devices=[]):  # a new Linear draws weights; nobody else's dice are to move
+        copied = nn.Linear(linear.in_features, linear.out_features, bias=False, dtype=torch.float32)
+    copied.to(linear.weight.device)
     with torch.no_grad():
         copied.weight.copy_(linear.weight)
-    return cast(nn.Linear, copied.requires_grad_(False))
+    return copied.requires_grad_(False)
 
 
 def _remove(model: SpanModel, label: str) -> None:

@@ -242,11 +242,16 @@ def cut_to_client(model: nn.Module, num_layers: int) -> None:
     layers[num_layers - 1] = remote
     signature = inspect.signature(inspect.unwrap(type(model).forward))
 
-    def note_arguments(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def note_arguments(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         arguments = dict(signature.bind_partial(module, *args, **kwargs).arguments)
         arguments.update(cast("dict[str, object]", arguments.pop("kwargs", {})))
-        if arguments.get("use_cache") is not False and arguments.get("past_key_values") is None:
-            arguments["past_key_values"] = kwargs["past_key_values"] = CountingCache()
+        if arguments.get("past_key_values") is None:
+            # A session at the hosts is opened only for who asks for one, and can therefore close it.
+            kwargs["use_cache"] = arguments.get("use_cache") is True
+            if kwargs["use_cache"]:
+                arguments["past_key_values"] = kwargs["past_key_values"] = CountingCache()
         module._arguments = arguments  # type: ignore[assignment]
         return args, kwargs
 

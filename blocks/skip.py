@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from blocks.errors import BadSpan, UnsupportedModel
 from blocks.spans import Span
 
+ANYTHING = frozenset({"**"})
 LayerForward = Callable[..., object]
 
 
@@ -67,6 +68,7 @@ class Cut:
     entering_BTD: Tensor | None = None
     leaving_BTD: Tensor | None = None
     outside: list[str] = field(default_factory=list)
+    accepted: frozenset[str] = frozenset()  # what the backbone takes by name, once it was looked up
 
     def activate(self, span: Span) -> None:
         """Choose the part of the held span that passes compute from now on.
@@ -146,8 +148,13 @@ def run_span(model: nn.Module, cut: Cut, hidden_BTD: Tensor, **kwargs: object) -
     Whatever the backbone does before and after the active layers is thrown away: their input is put in place of it.
     """
     backbone = backbone_of(model)
-    accepted = _parameters(type(backbone))
-    given = {name: value for name, value in kwargs.items() if value is not None and (not accepted or name in accepted)}
+    accepted = cut.accepted or _parameters(backbone)
+    cut.accepted = accepted
+    given = {
+        name: value
+        for name, value in kwargs.items()
+        if value is not None and (accepted is ANYTHING or name in accepted)
+    }
     batch, tokens = hidden_BTD.shape[:2]
     embeds = hidden_BTD.detach()
     if cut.embedding_dim != hidden_BTD.shape[-1]:
@@ -162,12 +169,11 @@ def run_span(model: nn.Module, cut: Cut, hidden_BTD: Tensor, **kwargs: object) -
         cut.entering_BTD = cut.leaving_BTD = None
 
 
-@functools.lru_cache(maxsize=64)
-def _parameters(backbone: type[nn.Module]) -> frozenset[str]:
-    """What the backbone's forward accepts by name; empty if it accepts anything."""
-    parameters = inspect.signature(inspect.unwrap(backbone.forward)).parameters
+def _parameters(backbone: nn.Module) -> frozenset[str]:
+    """What the backbone's forward accepts by name; `ANYTHING` if it takes any keyword."""
+    parameters = inspect.signature(inspect.unwrap(type(backbone).forward)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return frozenset()
+        return ANYTHING
     return frozenset(parameters)
 
 
