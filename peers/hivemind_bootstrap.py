@@ -23,6 +23,7 @@ MAX_CLOCK_SKEW_SECONDS = 3.0  # hivemind's own bound between DHT nodes
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 3.0
 _PING_SECONDS = 5.0
 _SEARCH_SECONDS = 3.0
+_STRAGGLER_SECONDS = 0.5  # once one has answered, the others may take this much longer
 
 
 async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seconds: float, must: bool) -> None:
@@ -36,15 +37,12 @@ async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seco
     wait_seconds, reasons, reached = _FIRST_WAIT_SECONDS, dict.fromkeys(peers, "no answer"), False
     try:
         async with asyncio.timeout(seconds):
-            while not reached:
-                answers = await asyncio.gather(*(_greet(p2p, node, address) for address in peers))
-                reasons = dict(zip(peers, answers, strict=True))
-                reached = not all(answers)
-                if not reached:
-                    if not must:
-                        break
-                    await asyncio.sleep(wait_seconds)
-                    wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+            while True:
+                reached = await _greet_all(p2p, node, reasons)
+                if reached or not must:
+                    break
+                await asyncio.sleep(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
     except TimeoutError:
         logger.debug("bootstrap gave up after %s s", seconds)
     if reached:
@@ -57,6 +55,28 @@ async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seco
             "check that one of them runs and can be dialled from here, or use a newer join string"
         )
     logger.warning("no known peer answered; starting alone reason=%s", failures[:800])
+
+
+async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> bool:
+    """Greet every address of `reasons` at once and note why it failed; soon done once one has answered."""
+    tasks = {asyncio.create_task(_greet(p2p, node, address)): address for address in reasons}
+    pending = set(tasks)
+    reached = False
+    try:
+        while pending:
+            done, pending = await asyncio.wait(
+                pending, timeout=_STRAGGLER_SECONDS if reached else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            for task in done:
+                reasons[tasks[task]] = task.result()
+                reached = reached or not task.result()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return reached
 
 
 async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:

@@ -174,6 +174,16 @@ class Daemon(P2P):  # type: ignore[misc]
         info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
         return info, CappedReader(reader), writer
 
+    @property
+    def pid(self) -> int:
+        """The process id of p2pd, for measurements."""
+        return int(self._child.pid)
+
+    async def wait_dead(self) -> str:
+        """Wait until p2pd ends; returns the last lines that it said."""
+        await self._child.wait()
+        return " / ".join(self._last_lines)[-400:]
+
     async def serve_raw(self, name: str, handler: StreamCallback) -> None:
         """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap."""
         await super().add_binary_stream_handler(name, handler)

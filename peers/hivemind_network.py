@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils.timed_storage import get_dht_time
 
+from peers.address_book import load_addresses, save_addresses
 from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
 from peers.hivemind_bootstrap import join_swarm
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _IDENTITY_PROBE_SECONDS = 5.0
+_LEAVE_SECONDS = 2.0
 
 
 class HivemindNetwork:
@@ -43,13 +46,15 @@ class HivemindNetwork:
         self._handlers: set[asyncio.Task[Any]] = set()
         self._streams: Counter[PeerId] = Counter()
         self._lock: IdentityLock | None = None
+        self._address_book: Path | None = None
         self._stopping = False
 
     @classmethod
     async def start(
-        cls, config: NetworkConfig, *, run: str, identity_path: Path, known: tuple[str, ...] = ()
+        cls, config: NetworkConfig, *, run: str, identity_path: Path, address_book: Path | None = None
     ) -> HivemindNetwork:
-        """Start a node and join the swarm of `config.bootstrap`; `known` are further addresses from earlier sessions.
+        """Start a node and join the swarm of `config.bootstrap`, or of peers that `address_book` knows from before.
+
 
         Raises:
             BadIdentity: the identity file is unusable, or in use here or elsewhere in the swarm.
@@ -59,13 +64,14 @@ class HivemindNetwork:
             raise NetworkFailed(f"'{run[:80]}' cannot name a run's streams; use 1 to 64 letters, digits, '_', '-', '.'")
         fresh = not await asyncio.to_thread(identity_path.exists)
         identity = await asyncio.to_thread(load_or_create, identity_path)
+        known = await asyncio.to_thread(load_addresses, address_book) if address_book is not None else ()
         lock = hold(identity_path)
         try:
             network = await cls._start_held(config, run, identity_path, identity, (known, fresh))
         except BaseException:
             lock.release()
             raise
-        network._lock = lock
+        network._lock, network._address_book = lock, address_book
         return network
 
     @classmethod
@@ -113,6 +119,16 @@ class HivemindNetwork:
             return ()
         return tuple(str(address) for address in await self.p2p.get_visible_maddrs(latest=True))
 
+    async def remember(self, addresses: Iterable[str]) -> None:
+        """Put addresses of other peers (from their records) into the address book, for the next start.
+
+        Raises:
+            NetworkFailed: the book cannot be written.
+        """
+        if self._address_book is not None:
+            others = [address for address in addresses if not address.endswith(f"/p2p/{self.peer_id}")]
+            await asyncio.to_thread(save_addresses, self._address_book, others)
+
     async def connect(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Make a connection to `peer`, at the addresses of its record.
 
@@ -145,14 +161,24 @@ class HivemindNetwork:
         """Call `handler` with each incoming stream of `kind`; the stream closes when the handler returns."""
         await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler))
 
+    async def wait_dead(self) -> str:
+        """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""
+        return await self.p2p.wait_dead()
+
     async def stop(self) -> None:
-        """Close all streams, leave the DHT, end p2pd, let go of the identity."""
+        """Close all streams, leave the DHT, end p2pd, let go of the identity. Doing so twice is harmless."""
+        if self._stopping:
+            return
         self._stopping = True
         tasks = list(self._handlers)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.dht_node.shutdown()
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):  # a p2pd that is gone answers nothing
+                await self.dht_node.shutdown()
+        except (TimeoutError, P2PDaemonError, OSError) as error:
+            logger.debug("the DHT node did not leave in order reason=%r", error)
         await self.p2p.shutdown()
         if self._lock is not None:
             self._lock.release()
