@@ -11,7 +11,7 @@ from types import TracebackType
 from swarm.errors import BadConfig
 from swarm.run import RunId
 
-IDENTITY_NAME = "identity.key"  # the peer's libp2p key, see peers/identity.py
+IDENTITY_NAME = "identity"  # the peer's libp2p key, see peers/identity.py
 _LOCK_NAME = "lock"
 _MAX_PEERS = 256  # of one run on one machine
 
