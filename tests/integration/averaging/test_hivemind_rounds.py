@@ -1,0 +1,177 @@
+"""Rounds among real hivemind nodes on loopback: right to the bit, and whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hivemind.compression import NoCompression
+
+from averaging import merge
+from averaging.averager import RoundOutcome
+from averaging.config import AveragingConfig
+from averaging.errors import RoundFailed
+from averaging.hivemind_exchange import HivemindExchange
+from blocks.spans import Span, UnitId, unit_of
+from tests.integration.averaging.round_nodes import Member, address_of, member, members
+
+SPANS = [Span(0, 4), Span(2, 6), Span(0, 6), Span(4, 6)]
+
+
+async def play(peers: list[Member], number: int, expected: int | None = None) -> list[RoundOutcome]:
+    begin_at = time.time() + 0.3
+    async with asyncio.timeout(60):
+        return await asyncio.gather(
+            *[peer.round(number, begin_at=begin_at, expected=expected or len(peers)) for peer in peers]
+        )
+
+
+def assert_equals_the_mean(peers: list[Member], outcomes: list[RoundOutcome], unit: UnitId) -> None:
+    holders = [index for index, peer in enumerate(peers) if unit in peer.units()]
+    first = outcomes[holders[0]].applied[unit]
+    for name, value in first.items():
+        expected = merge.weighted_mean(
+            [peers[index].units()[unit][name] for index in holders], [peers[index].weight for index in holders]
+        )
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        for index in holders:
+            assert torch.equal(outcomes[index].applied[unit][name], value)
+
+
+async def test_four_peers_with_sparse_spans_hold_the_weighted_mean_equal_to_the_bit(tmp_path):
+    async with members(tmp_path, SPANS) as peers:
+        for number in (1, 2):
+            outcomes = await play(peers, number)
+            for peer, outcome in zip(peers, outcomes, strict=True):
+                assert len(outcome.peers) == 4
+                assert not outcome.kept
+                assert outcome.applied.keys() == peer.units().keys()
+            for block in range(6):
+                assert_equals_the_mean(peers, outcomes, unit_of("default", block))
+            assert sum(entry.bytes_sent for entry in outcomes) == sum(entry.bytes_received for entry in outcomes) > 0
+
+
+async def test_nobody_comes_and_the_round_fails_in_time_and_in_one_line(tmp_path):
+    config = AveragingConfig(matchmaking_seconds=0.5, request_seconds=0.2)
+    async with member(tmp_path / "key", Span(0, 2), 1.0, config=config) as peer:
+        started = time.monotonic()
+        with pytest.raises(RoundFailed, match="3 peers were expected"):
+            await peer.round(1, begin_at=time.time(), expected=3)
+        assert time.monotonic() - started < 10
+
+
+class HostileExchange(HivemindExchange):
+    """Sends parts that cannot be right in its classes of three holders; is honest in others."""
+
+    def _runner(self, group, unit_class, tensors):
+        runner = super()._runner(group, unit_class, tensors)
+        if len(unit_class.holders) == 3:
+            runner.tensor_part_container.compression = self.codec
+        return runner
+
+
+class NotANumber(NoCompression):
+    def compress(self, tensor, info, allow_inplace=False):
+        return super().compress(torch.full_like(tensor, torch.nan), info)
+
+
+class TooLong(NoCompression):
+    def compress(self, tensor, info, allow_inplace=False):
+        return super().compress(torch.cat([tensor, tensor]), info)
+
+
+class AnotherShape(NoCompression):
+    def compress(self, tensor, info, allow_inplace=False):
+        part = super().compress(tensor, info)
+        part.size[:] = [2**31]
+        return part
+
+
+@pytest.mark.parametrize("codec", [NotANumber, TooLong, AnotherShape])
+async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_other(tmp_path, codec):
+    hostile = type("Hostile", (HostileExchange,), {"codec": codec()})
+    async with members(tmp_path, SPANS[:3], [HivemindExchange, hostile, HivemindExchange]) as peers:
+        ann, bob, cat = await play(peers, 1)
+        hostile_peer = peers[1].node.peer_id
+        for outcome in (ann, bob, cat):
+            for block in (2, 3):
+                assert unit_of("default", block) in outcome.kept
+        assert hostile_peer in ann.missing | cat.missing
+        assert any(hostile_peer in reason for reason in {**ann.kept, **cat.kept}.values())
+        assert ann.applied.keys() == {unit_of("default", 0), unit_of("default", 1)}
+        assert_equals_the_mean([peers[0], peers[2]], [ann, cat], unit_of("default", 0))
+        assert_equals_the_mean([peers[1], peers[2]], [bob, cat], unit_of("default", 5))
+
+
+@contextlib.asynccontextmanager
+async def dying_peer(key: Path, address: str, span: Span, parts_left: int):
+    """A process that kills itself after `parts_left` parts; what it leaves behind is ended here."""
+    script = Path(__file__).with_name("round_nodes.py")
+    root = Path(__file__).parents[3]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "ignore",
+        str(script),
+        str(key),
+        address,
+        str(span.start),
+        str(span.end),
+        str(parts_left),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    daemon = 0
+    try:
+        async with asyncio.timeout(60):
+            daemon = int((await process.stdout.readline()).split()[1])
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if daemon:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(daemon, signal.SIGTERM)
+
+
+async def kill_one_in_the_all_reduce(directory: Path, parts_left: int) -> None:
+    async with members(directory, SPANS[:3]) as peers:
+        address = await address_of(peers[0])
+        async with dying_peer(directory / "dying", address, SPANS[3], parts_left) as process:
+            begin_at = time.time() + 0.3
+            process.stdin.write(f"{begin_at}\n".encode())
+            async with asyncio.timeout(60):
+                outcomes = await asyncio.gather(*[peer.round(1, begin_at=begin_at, expected=4) for peer in peers])
+                assert await process.wait() == -signal.SIGKILL
+        ann, bob, cat = outcomes
+        assert len(ann.peers) == 4
+        for outcome in (bob, cat):  # they shared blocks 4 and 5 with the dead peer: the old values stay
+            assert outcome.kept.keys() == {unit_of("default", 4), unit_of("default", 5)}
+        assert not ann.kept
+        for block in range(4):
+            assert_equals_the_mean(peers, outcomes, unit_of("default", block))
+        after = await play(peers, 2)
+        assert all(not outcome.kept for outcome in after)
+        for block in range(6):
+            assert_equals_the_mean(peers, after, unit_of("default", block))
+
+
+async def test_kill_9_in_the_all_reduce_leaves_no_mixture_and_the_next_round_succeeds(tmp_path):
+    # It encodes about 4 parts for each of 2 others and 4 sums: it dies with some of them out.
+    await kill_one_in_the_all_reduce(tmp_path, random.Random(7).randrange(1, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+async def test_kill_9_at_any_part_leaves_no_mixture(tmp_path, seed):
+    await kill_one_in_the_all_reduce(tmp_path, random.Random(seed).randrange(12))
