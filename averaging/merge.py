@@ -42,6 +42,9 @@ def unflatten(
     vector: torch.Tensor, units: Sequence[UnitId], like: Mapping[UnitId, UnitTensors]
 ) -> dict[UnitId, dict[str, torch.Tensor]]:
     """The inverse of `flatten` without the scaling: views of `vector`, with the shapes of `like`."""
+    num_values = sum(tensor.numel() for unit in units for tensor in like[unit].values())
+    if num_values != vector.numel():
+        raise ValueError(f"{vector.numel()} values do not fill units of {num_values}")
     result: dict[UnitId, dict[str, torch.Tensor]] = {}
     offset = 0
     for unit in units:
@@ -49,8 +52,6 @@ def unflatten(
         for name, tensor in sorted(like[unit].items()):
             result[unit][name] = vector[offset : offset + tensor.numel()].view(tensor.shape)
             offset += tensor.numel()
-    if offset != vector.numel():
-        raise ValueError(f"{vector.numel()} values do not fill units of {offset}")
     return result
 
 

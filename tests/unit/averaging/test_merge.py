@@ -1,0 +1,69 @@
+"""Vectors of a class: there and back, scaled, and summed to the weighted mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from averaging import merge
+from averaging.errors import BadTensors
+from blocks.spans import unit_of
+
+UNITS = [unit_of("default", block) for block in range(3)]
+
+
+def tensors(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        unit: {"B": torch.randn(2, 3, generator=generator), "A": torch.randn(4, generator=generator)} for unit in UNITS
+    }
+
+
+def test_flatten_and_unflatten_are_inverse_with_names_in_order():
+    values = tensors(0)
+    vector = merge.flatten(UNITS, values, dict.fromkeys(UNITS, 1.0))
+    assert vector.shape == (30,)
+    assert torch.equal(vector[:4], values[UNITS[0]]["A"])
+    back = merge.unflatten(vector, UNITS, values)
+    for unit in UNITS:
+        for name, tensor in values[unit].items():
+            assert torch.equal(back[unit][name], tensor)
+    with pytest.raises(ValueError, match="29 values"):
+        merge.unflatten(vector[:-1], UNITS, values)
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=2, max_size=5))
+def test_the_sum_of_scaled_vectors_is_the_weighted_mean(weights):
+    values = [tensors(seed) for seed in range(len(weights))]
+    ones = dict.fromkeys(UNITS, 1.0)
+    vectors = [
+        merge.flatten(UNITS, value, dict.fromkeys(UNITS, weight / sum(weights)))
+        for value, weight in zip(values, weights, strict=True)
+    ]
+    reference = merge.weighted_mean([merge.flatten(UNITS, value, ones) for value in values], weights)
+    torch.testing.assert_close(merge.total(vectors), reference, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_never_leave_even_with_no_share(damage):
+    values = tensors(0)
+    values[UNITS[1]]["A"][2] = damage
+    with pytest.raises(BadTensors, match="not finite"):
+        merge.flatten(UNITS, values, dict.fromkeys(UNITS, 0.0))
+
+
+def test_a_unit_that_is_gone_or_of_another_dtype_is_named():
+    values = tensors(0)
+    values[UNITS[2]]["A"] = values[UNITS[2]]["A"].double()
+    with pytest.raises(BadTensors, match=r"block\.2 A is torch.float64"):
+        merge.flatten(UNITS, values, dict.fromkeys(UNITS, 1.0))
+    del values[UNITS[2]]
+    with pytest.raises(BadTensors, match=r"block\.2 was announced"):
+        merge.flatten(UNITS, values, dict.fromkeys(UNITS, 1.0))
+
+
+def test_the_digest_tells_one_bit_apart_even_where_the_values_compare_equal():
+    assert merge.digest([torch.zeros(3)]) == merge.digest([torch.zeros(3)])
+    assert merge.digest([torch.zeros(3)]) != merge.digest([-torch.zeros(3)])

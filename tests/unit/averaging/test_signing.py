@@ -1,0 +1,153 @@
+"""Contributions and votes on the wire: what is honest comes through, all else is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from averaging import signing
+from averaging.ballot import Ballot, pack_votes, parse_votes
+from averaging.errors import BadContribution
+from averaging.exchange import Contribution, UnitClass, Vote
+from blocks.spans import unit_of
+from peers.network import PeerId
+
+
+@dataclass(frozen=True)
+class FakeSigner:
+    """A signature is a hash over the key and the data; 256 bytes long, like RSA's."""
+
+    peer: PeerId
+    public_key: bytes = b"k" * 294
+
+    def sign(self, data: bytes) -> bytes:
+        return hashlib.sha256(self.peer.encode() + data).digest() * 8
+
+
+def verify(peer: PeerId, public_key: bytes, data: bytes, signature: bytes) -> bool:
+    return signature == FakeSigner(peer).sign(data)
+
+
+ANN = FakeSigner(PeerId("ann"))
+
+
+def bring(weights, **changes) -> Contribution:
+    base = Contribution(peer=ANN.peer, number=3, layout="l" * 32, weights=weights, megabits_per_second=12.5)
+    return replace(base, **changes)
+
+
+def parse(data: bytes, peer: str = "ann", run: str = "run") -> Contribution:
+    return signing.parse(data, peer=PeerId(peer), run=run, verify=verify)
+
+
+@given(
+    st.dictionaries(
+        st.builds(unit_of, st.sampled_from(["default", "other-1"]), st.integers(0, 90)),
+        st.sampled_from([1.0, 2.0, 0.5]),
+        max_size=60,
+    ),
+    st.booleans(),
+)
+def test_a_contribution_comes_back_as_it_was(weights, client_mode):
+    mine = bring(weights, client_mode=client_mode)
+    assert parse(signing.pack(mine, "run", ANN)) == mine
+
+
+def test_a_span_of_equal_weights_is_short_and_one_of_different_weights_still_fits():
+    equal = signing.pack(bring({unit_of("default", block): 8.0 for block in range(126)}), "run", ANN)
+    assert len(equal) < 800
+    different = signing.pack(bring({unit_of("default", block): block + 0.1 for block in range(126)}), "run", ANN)
+    assert len(different) < signing.MAX_BYTES
+
+
+def test_too_many_different_weights_are_refused_before_they_are_sent():
+    weights = {unit_of("default", block): block + 0.1 for block in range(1000)}
+    with pytest.raises(BadContribution, match="1000 units"):
+        signing.pack(bring(weights), "run", ANN)
+
+
+def test_strange_weights_come_through_so_that_the_rules_can_refuse_them_with_a_reason():
+    mine = bring({unit_of("default", 0): math.inf, unit_of("default", 1): -1.0})
+    assert parse(signing.pack(mine, "run", ANN)).weights == mine.weights
+
+
+def test_another_peers_words_and_another_runs_words_are_refused():
+    data = signing.pack(bring({unit_of("default", 0): 1.0}), "run", ANN)
+    with pytest.raises(BadContribution, match="bob is refused: wrong signature"):
+        parse(data, peer="bob")
+    with pytest.raises(BadContribution, match="another run"):
+        parse(data, run="run2")
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_no_changed_byte_goes_unnoticed(position, change):
+    data = bytearray(signing.pack(bring({unit_of("default", 0): 1.0}), "run", ANN))
+    position %= len(data)
+    if b"k" * 8 in bytes(data[max(0, position - 8) : position + 9]):
+        return  # the fake's key says nothing; the real one is checked against the peer id
+    data[position] ^= change
+    with pytest.raises(BadContribution):
+        parse(bytes(data))
+
+
+@given(st.binary(max_size=300))
+def test_rubbish_is_refused(data):
+    with pytest.raises(BadContribution):
+        parse(data)
+    with pytest.raises(BadContribution):
+        parse(sealed(data))
+
+
+def sealed(body: bytes) -> bytes:
+    return msgpack.packb([body, ANN.public_key, ANN.sign(signing._CONTEXT + body)])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [2, "run", 3, "l", 0.0, False, []],
+        [1, "run", -1, "l", 0.0, False, []],
+        [1, "run", 2**40, "l", 0.0, False, []],
+        [1, "run", True, "l", 0.0, False, []],
+        [1, "run", 3, "l" * 65, 0.0, False, []],
+        [1, "run", 3, "l", 0.0, False, [["default", [[0, 1, 1.0], [0, 1, 2.0]]]]],
+        [1, "run", 3, "l", 0.0, False, [["default", [[0, 10**9, 1.0]]]]],
+        [1, "run", 3, "l", 0.0, False, [["default", [[-1, 1, 1.0]]]]],
+        [1, "run", 3, "l", 0.0, False, [["default", [[0, 1, "1"]]]]],
+        [1, "run", 3, "l", 0.0, False, [["../etc", [[0, 1, 1.0]]]]],
+        [1, "run", 3, "l", 0.0, False, [["a", [[0, 4096, 1.0]]], ["b", [[0, 4096, 1.0]]], ["c", [[0, 1, 1.0]]]]],
+        {"run": 3},
+        [],
+    ],
+)
+def test_a_signed_contribution_that_cannot_be_right_is_refused(body):
+    with pytest.raises(BadContribution, match="ann"):
+        parse(sealed(msgpack.packb(body)))
+
+
+def test_votes_come_back_as_they_were_and_rubbish_is_refused():
+    votes = (Vote(class_id=b"c" * 32, complete=True, digest=b"d" * 32),)
+    assert parse_votes(pack_votes(b"group", votes)) == (b"group", votes)
+    for rubbish in (b"", b"\xc1", msgpack.packb([b"g", [[1, True, b""]]]), msgpack.packb(["g", []]), b"x" * 2**19):
+        with pytest.raises(BadContribution):
+            parse_votes(rubbish)
+    with pytest.raises(BadContribution):
+        parse_votes(msgpack.packb([b"g", [[b"c" * 33, True, b""]]]))
+
+
+async def test_only_holders_vote_and_only_their_first_word_counts():
+    ann, bob, eve = PeerId("ann"), PeerId("bob"), PeerId("eve")
+    unit_class = UnitClass(class_id=b"c", holders=(ann, bob), units=(unit_of("default", 0),))
+    good, bad = (Vote(class_id=b"c", complete=complete, digest=b"d") for complete in (True, False))
+    ballot = Ballot(ann, [unit_class], {b"c": good})
+    ballot.add(eve, [bad])
+    ballot.add(bob, [good])
+    ballot.add(bob, [bad])
+    await ballot.settled()
+    assert ballot.votes() == {b"c": {ann: good, bob: good}}
