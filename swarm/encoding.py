@@ -204,7 +204,10 @@ def _unrenderable(row: ChatRow, error: TemplateError) -> BadData:
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
     if not text:
         return []
-    return list(cast("Sequence[int]", tokenizer(text, add_special_tokens=special)["input_ids"]))
+    ids = list(cast("Sequence[int]", tokenizer(text, add_special_tokens=special)["input_ids"]))
+    # Some tokenizers end every text; where the text goes on, or is ended here, that would be one end too many.
+    ended = special and ids[-1:] == _end(tokenizer) and not text.endswith(tokenizer.eos_token or "")
+    return ids[:-1] if ended else ids
 
 
 def _end(tokenizer: Tokenizer) -> list[int]:

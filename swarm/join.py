@@ -123,12 +123,17 @@ def target_run_id(target: Join | RunDirectory) -> RunId:
 
     Raises:
         BadConfig: the run directory's settings or key cannot be read.
+        BadJoinString: the join string left in the directory is of another run.
     """
     if isinstance(target, Join):
         return target.run_id
-    if target.join is not None:
+    key_file = target.path / KEY_NAME
+    if target.join is not None and not key_file.exists():
         return target.join.run_id
-    return run_id_of(public_bytes(load_owner_key(target.path / KEY_NAME)), load_config(target.path))
+    run_id = run_id_of(public_bytes(load_owner_key(key_file)), load_config(target.path))
+    if target.join is not None and target.join.run_id != run_id:
+        raise BadJoinString(f"{target.path / JOIN_NAME} is of another run than {CONFIG_NAME} beside it; remove it")
+    return run_id
 
 
 def save_join(directory: Path, join: Join) -> Path:

@@ -66,6 +66,17 @@ class ForgetfulTokenizer(LetterTokenizer):
         )
 
 
+class EndingTokenizer(LetterTokenizer):
+    """Ends every text by itself, as some models' tokenizers do."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+    ) -> Mapping[str, object]:
+        ids = super().__call__(text)["input_ids"]
+        assert isinstance(ids, list)
+        return {"input_ids": [*ids, EOS] if add_special_tokens else ids}
+
+
 def learnt_text(encoded: Encoded) -> str:
     return "".join(
         "|" if token == EOS else chr(token - 10)
@@ -111,6 +122,12 @@ CHAT = [
 )
 def test_the_loss_is_on_the_answer_only(tmp_path: Path, row: object, learnt: str) -> None:
     assert learnt_text(encode_row(row_of(tmp_path, row), LetterTokenizer())) == learnt
+
+
+@pytest.mark.parametrize("row", [{"text": "abc"}, {"prompt": "q ", "completion": "a"}])
+def test_a_text_ends_once(tmp_path: Path, row: object) -> None:
+    parsed = row_of(tmp_path, row)
+    assert encode_row(parsed, EndingTokenizer()).ids.tolist() == encode_row(parsed, LetterTokenizer()).ids.tolist()
 
 
 def test_answers_are_found_without_offsets_too(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from click.testing import CliRunner, Result
 
 from swarm.cli.main import main
 from swarm.config_file import load_config
-from swarm.errors import BadConfig
+from swarm.errors import BadConfig, BadJoinString
 from swarm.init import create_run
-from swarm.join import resolve_join, target_run_id
-from swarm.run import load_owner_key, open_run, public_bytes, run_id_of, sign_run
+from swarm.join import Join, resolve_join, save_join, target_run_id
+from swarm.run import RunId, load_owner_key, open_run, public_bytes, run_id_of, sign_run
 
 MODEL = {"name": "m", "fingerprint": "ab" * 32, "num_blocks": 4}
 LLAMA = {
@@ -45,6 +45,16 @@ def test_a_new_run_can_be_signed_and_opened(tmp_path: Path) -> None:
     assert (spec.name, spec.adapter.lora_rank) == ("tales", 4)
     assert open_run(sign_run(spec, key), run.run_id) == spec
     assert target_run_id(resolve_join(str(tmp_path / "tales"))) == run.run_id == run_id_of(public_bytes(key), spec)
+
+
+def test_a_join_string_of_another_run_beside_the_settings_is_refused(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "tales", {"model": MODEL})
+    peer = "/ip4/127.0.0.1/tcp/31330/p2p/12D3KooWEhjTZkKK4DN2rbq2zMkLKrxjYPGGfXhQJ8KmWPzXHtXb"
+    save_join(run.directory, Join(run_id=run.run_id, run_name="tales", peers=(peer,)))
+    assert target_run_id(resolve_join(str(run.directory))) == run.run_id
+    save_join(run.directory, Join(run_id=RunId("0" * 32), run_name="tales", peers=(peer,)))
+    with pytest.raises(BadJoinString, match=r"join\.txt is of another run"):
+        target_run_id(resolve_join(str(run.directory)))
 
 
 def test_an_existing_run_is_not_touched(tmp_path: Path) -> None:
