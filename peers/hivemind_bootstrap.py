@@ -15,7 +15,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from peers.errors import NetworkFailed
-from peers.hivemind_daemon import Daemon
+from peers.hivemind_daemon import Daemon, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
     except TimeoutError:
         return f"no answer in {_PING_SECONDS:.0f} s"
     except (P2PDaemonError, P2PHandlerError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-        return str(error).removeprefix("Connect failed. msg=")
+        return one_line(error)
     skew_seconds = max(sent_at - response.dht_time, response.dht_time - received_at, 0.0)
     if skew_seconds > MAX_CLOCK_SKEW_SECONDS:
         raise NetworkFailed(

@@ -43,6 +43,7 @@ STREAM_BUFFER_BYTES = 1024 * 1024  # asyncio's 64 kB would pause and resume the 
 _IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own timeout after its last client is gone
 _DAEMON_START_SECONDS = 15.0
 _STOP_SECONDS = 3.0
+_RETRY_SECONDS = 0.05
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -244,13 +245,29 @@ async def is_taken_elsewhere(peer: str, bootstrap: tuple[str, ...], seconds: flo
                     reached = True
                 except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
                     logger.debug("identity probe: no answer address=%s reason=%s", address, error)
-            if reached:
-                await probe.connect(peer, ())
-            return reached
-    except (ControlFailure, TimeoutError):
+            return reached and await _can_find(probe, peer)
+    except TimeoutError:
         return False
     finally:
         await probe.shutdown()
+
+
+async def _can_find(probe: Daemon, peer: str) -> bool:
+    """Whether the swarm that `probe` is connected to leads to `peer`."""
+    while True:
+        try:
+            await probe.connect(peer, ())
+        except ControlFailure as error:
+            if "any peer in table" not in str(error):
+                return False
+            await asyncio.sleep(_RETRY_SECONDS)  # the daemons are still telling each other what they speak
+        else:
+            return True
+
+
+def one_line(error: BaseException) -> str:
+    """What a daemon said, for a message: without its own prefix and line breaks."""
+    return " ".join(str(error).removeprefix("Connect failed. msg=").split())[:300]
 
 
 def _flags(options: DaemonOptions, control: Multiaddr) -> list[str]:

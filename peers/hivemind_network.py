@@ -21,7 +21,7 @@ from peers.address_book import load_addresses, save_addresses
 from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
 from peers.hivemind_bootstrap import join_swarm
-from peers.hivemind_daemon import Daemon, is_taken_elsewhere, options_of
+from peers.hivemind_daemon import Daemon, is_taken_elsewhere, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
 from peers.identity import Identity, IdentityLock, hold, load_or_create
 from peers.network import ByteStream, PeerId, StreamHandler
@@ -140,10 +140,12 @@ class HivemindNetwork:
             async with asyncio.timeout(self.config.dial_seconds):
                 await self.p2p.connect(peer, where)
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError, TimeoutError) as error:
-            raise NetworkFailed(f"peer {peer} cannot be reached at {', '.join(where)[:300]}: {error}") from error
+            raise NetworkFailed(
+                f"peer {peer} cannot be reached at {', '.join(where)[:300]}: {one_line(error)}"
+            ) from error
 
     async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
-        """Dial `peer` and open a stream of `kind`; the caller closes its writer.
+        """Dial `peer` and open a stream of `kind`. The caller keeps the writer (asyncio closes lost ones).
 
         Raises:
             NetworkFailed: the peer cannot be reached in time, or does not serve that kind.
@@ -154,7 +156,7 @@ class HivemindNetwork:
         except TimeoutError as error:
             raise NetworkFailed(f"peer {peer} did not answer in {self.config.dial_seconds:.0f} s") from error
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-            raise NetworkFailed(f"no '{kind}' stream to peer {peer}: {error}") from error
+            raise NetworkFailed(f"no '{kind}' stream to peer {peer}: {one_line(error)}") from error
         return ByteStream(peer=peer, reader=reader, writer=writer)
 
     async def serve_stream(self, kind: str, handler: StreamHandler) -> None:

@@ -49,7 +49,7 @@ async def test_a_port_of_another_peer_is_refused_although_libp2p_would_share_it(
 
 
 async def test_an_address_that_is_not_of_this_machine_is_a_clear_error(start: Start) -> None:
-    with pytest.raises(NetworkFailed, match="p2pd did not start|cannot be used"):
+    with pytest.raises(NetworkFailed, match=r"p2pd did not start|cannot be used"):
         await start("ann", host="192.0.2.1")
 
 

@@ -126,7 +126,8 @@ async def test_a_handler_that_fails_ends_its_stream_only(start: Start, caplog: p
     await ann.serve_stream("fail", fail)
     await ann.serve_stream("echo", echo)
     async with asyncio.timeout(20):
-        assert await (await bob.open_stream(ann.peer_id, "fail")).reader.read() == b""
+        stream = await bob.open_stream(ann.peer_id, "fail")
+        assert await stream.reader.read() == b""
     assert "a bug" in caplog.text
     assert await ask(await bob.open_stream(ann.peer_id, "echo"), b"on") == b"on"
 
