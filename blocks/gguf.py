@@ -55,18 +55,22 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 
 def _convert(file: Path, work: Path) -> None:
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)  # once: reading a GGUF header is slow
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ImportError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UnsupportedModel(f"cannot read {file}: {reason}; install 'gguf' or use a safetensors model") from error
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     config.dtype = torch.float32
     # A model that was loaded from GGUF refuses to be saved, so its weights move into one that was not.
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(loaded.state_dict(), assign=True)
+    fresh.generation_config = loaded.generation_config
     fresh.save_pretrained(work)
     tokenizer.save_pretrained(work)
 

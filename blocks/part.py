@@ -14,7 +14,7 @@ from blocks.checkpoint_files import open_tensors
 from blocks.errors import MissingTensors
 from blocks.progress import quiet_progress
 from blocks.skip import find_layers
-from blocks.source import ModelSource, family_class, text_config
+from blocks.source import ModelSource, family_class, read_config, text_config
 
 
 def whole_on_meta(config: PretrainedConfig) -> nn.Module:
@@ -26,6 +26,13 @@ def whole_on_meta(config: PretrainedConfig) -> nn.Module:
 def layers_name_of(config: PretrainedConfig) -> str:
     """The path of the list of layers, such as `model.layers`."""
     return find_layers(whole_on_meta(config), int(text_config(config).num_hidden_layers))[0]
+
+
+def block_parameters(source: ModelSource) -> int:
+    """How many parameters the largest block of a model has, counted without memory for them."""
+    config = read_config(source)
+    _, layers = find_layers(whole_on_meta(config), source.num_blocks)
+    return max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
 
 
 def load_part(
