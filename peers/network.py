@@ -1,4 +1,4 @@
-"""The transport as the rest of the code sees it: byte streams between peers whose identity is known. No hivemind here."""
+"""The transport as the rest sees it: byte streams between peers whose identity is known. No hivemind here."""
 
 from __future__ import annotations
 
