@@ -110,8 +110,8 @@ class PeerRecord:
 
     kind: ClassVar[str] = "peer"
     run: str = wired(_RUN)
-    peer: PeerId = wired(_PEER)  # noqa: RUF009  (immutable, but ruff cannot know)
-    span: Span = wired(_SPAN)  # noqa: RUF009  (immutable, but ruff cannot know)
+    peer: PeerId = wired(_PEER)
+    span: Span = wired(_SPAN)
     tokens_per_second: float = wired(_SPEED)
     backward_tokens_per_second: float = wired(_SPEED)
     queue_seconds: float = wired(_SECONDS)
@@ -136,8 +136,8 @@ class ProgressRecord:
 
     kind: ClassVar[str] = "progress"
     run: str = wired(_RUN)
-    peer: PeerId = wired(_PEER)  # noqa: RUF009  (immutable, but ruff cannot know)
-    span: Span = wired(_SPAN)  # noqa: RUF009  (immutable, but ruff cannot know)
+    peer: PeerId = wired(_PEER)
+    span: Span = wired(_SPAN)
     round: int = wired(_ROUND)
     samples: int = wired(integer(0, 2**53))
     total_samples: int = wired(integer(0, 2**53))
@@ -161,7 +161,7 @@ class TrainerRecord:
 
     kind: ClassVar[str] = "trainer"
     run: str = wired(_RUN)
-    peer: PeerId = wired(_PEER)  # noqa: RUF009  (immutable, but ruff cannot know)
+    peer: PeerId = wired(_PEER)
     nickname: str = wired(_printable(48), default="")
     loss: float = wired(_number(0, 1e6))
     eval_loss: float | None = wired(optional(_number(0, 1e6)), default=None)
