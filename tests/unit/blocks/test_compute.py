@@ -19,10 +19,10 @@ MASK_BT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
 def make_compute(
-    source: ModelSource, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32, span: Span = Span(1, 5)
+    source: ModelSource, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32, blocks: tuple[int, int] = (1, 5)
 ) -> SpanCompute:
     compute = SpanCompute(
-        load_span(source, span, dtype=dtype, device=CPU), LoraSettings(rank=4, seed=1, dropout=dropout)
+        load_span(source, Span(*blocks), dtype=dtype, device=CPU), LoraSettings(rank=4, seed=1, dropout=dropout)
     )
     write_units(
         compute.model,
@@ -50,7 +50,7 @@ def test_recomputing_gives_the_gradient_of_the_kept_graph(llama_source: ModelSou
 
 def test_dropout_is_the_seeds_and_the_same_at_another_host(llama_source: ModelSource) -> None:
     one = make_compute(llama_source, dropout=0.3)
-    other = make_compute(llama_source, dropout=0.3, span=Span(2, 6))
+    other = make_compute(llama_source, dropout=0.3, blocks=(2, 6))
     torch.manual_seed(0)
     first, _ = one.forward_train(HIDDEN_BTD, span=Span(2, 4), mask_BT=None, seed=9, keep_graph=False)
     torch.manual_seed(1)
