@@ -1,0 +1,234 @@
+"""A node that holds blocks: choose and load the span, catch up, serve, announce, take part in rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from averaging.averager import Averager, Link
+from averaging.config import AveragingConfig
+from averaging.hivemind_exchange import HivemindExchange
+from blocks.adapters import layout_digest
+from blocks.part import block_parameters
+from blocks.source import ModelSource, find_model
+from blocks.spans import Span
+from peers.decode_service import DecodeParts, DecodeService
+from peers.edge import Edge
+from peers.messages import PROTOCOL_MAX, PROTOCOL_MIN, StreamKind
+from peers.placement import pick_span
+from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
+from peers.train_service import TrainService
+from peers.units_service import UnitsService
+from swarm.config import RunSpec
+from swarm.errors import BadConfig
+from swarm.host import Host, HostConfig, RunRules, load_host
+from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
+from swarm.run_rules import lora_settings, optimizer_config
+
+if TYPE_CHECKING:
+    from swarm.node import Node
+
+logger = logging.getLogger(__name__)
+
+RECORD_LIFE_SECONDS = 60.0
+_SWEEP_SECONDS = 5.0
+_MEMORY_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for activations and caches
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostingConfig:
+    """What a person says about one host. `span` None: the span that the swarm lacks most, as long as memory allows.
+
+    `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's.
+    """
+
+    cache_dir: Path
+    span: Span | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    cache_bytes: int = 512 << 20
+    num_threads: int | None = None
+    nickname: str = ""
+    model: str | None = None
+
+
+class Announcer:
+    """Keeps this peer's record in the directory: at once on change, and before it expires."""
+
+    def __init__(self, node: Node, host: Host, config: HostingConfig) -> None:
+        self._node, self._host, self._config = node, host, config
+        self.sealed = b""
+
+    async def run(self) -> None:
+        """Announce until cancelled."""
+        while True:
+            await self.announce()
+            said = self._host.round
+            for _ in range(int(RECORD_LIFE_SECONDS / 2)):
+                await asyncio.sleep(1.0)
+                if self._host.round != said:
+                    break
+
+    async def announce(self, *, seconds: float = RECORD_LIFE_SECONDS) -> None:
+        """Publish the record as of now; it holds for `seconds`."""
+        host, node = self._host, self._node
+        record = PeerRecord(
+            run=node.config.run,
+            peer=node.network.peer_id,
+            span=host.span,
+            tokens_per_second=host.tokens_per_second,
+            backward_tokens_per_second=host.backward_tokens_per_second,
+            queue_seconds=min(600.0, host.thread.backlog() / max(host.tokens_per_second, 1e-3)),
+            round=host.round,
+            cache_free_bytes=max(0, host.caches.free_bytes),
+            addresses=(await node.network.addresses())[:MAX_ADDRESSES],
+            protocol=(PROTOCOL_MIN, PROTOCOL_MAX),
+            software=node.hello().software,
+            dtype=str(host.config.dtype).removeprefix("torch."),
+            nickname=self._config.nickname,
+            expires_at=node.network.dht_time() + seconds,
+        )
+        self.sealed = seal_record(node.network.identity, record)
+        await node.directory.publish(record)
+
+
+class Hosting:
+    """The parts of a node that hold blocks. Made by `start_hosting`, stopped by the node."""
+
+    def __init__(self, host: Host, keeper: RoundKeeper, announcer: Announcer, exchange: HivemindExchange) -> None:
+        self.host, self.keeper, self.announcer = host, keeper, announcer
+        self._exchange = exchange
+
+    async def stop(self) -> None:
+        """Keep what was learnt, say that this peer is gone, end the compute thread."""
+        await self.host.checkpoint()
+        await self.announcer.announce(seconds=1.0)
+        await self._exchange.stop()
+        await asyncio.to_thread(self.host.close)
+
+
+async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
+    """See Node.host."""
+    spec = node.spec
+    source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, spec.model.compute_dtype)
+    span = config.span or pick_span(
+        node.router.records, source.num_blocks, _affordable(source, dtype), me=node.network.peer_id
+    )
+    lora = lora_settings(spec)
+    layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()
+    host = await load_host(
+        source,
+        HostConfig(
+            span=span,
+            dtype=dtype,
+            device=device,
+            cache_bytes=config.cache_bytes,
+            num_threads=config.num_threads,
+        ),
+        RunRules(
+            run=node.config.run,
+            layout=layout,
+            lora=lora,
+            optimizer=optimizer_config(spec),
+            batch_size=spec.training.batch_size,
+        ),
+        node.config.state,
+    )
+    averaging = AveragingConfig(round_samples=spec.rounds.round_samples)
+    exchange = HivemindExchange(node.network, node.network.identity, node.config.run, averaging)
+    await exchange.start()
+    around = Surroundings(
+        directory=node.directory,
+        pool=node.pool,
+        dht_time=node.network.dht_time,
+        is_usable=node.router.health.is_usable,
+    )
+    keeper = RoundKeeper(
+        host,
+        Averager(exchange, node.network.peer_id, layout, averaging, now=node.network.dht_time),
+        around,
+        KeeperConfig(whole=node.whole, averaging=averaging, link=Link(client_mode=node.network.config.client_mode)),
+    )
+    hosting = Hosting(host, keeper, Announcer(node, host, config), exchange)
+    await keeper.catch_up()
+    await _serve(node, host, source)
+    node.spawn(host.run(), "optimizer steps")
+    node.spawn(keeper.run(), "rounds")
+    node.spawn(hosting.announcer.run(), "announcements")
+    logger.info("holding blocks=%s dtype=%s device=%s", span, dtype, device)
+    return hosting
+
+
+async def _serve(node: Node, host: Host, source: ModelSource) -> None:
+    edge = Edge(hidden_size=source.hidden_size, max_positions=source.max_positions)
+    decode = DecodeService(
+        DecodeParts(
+            span=host.span,
+            caches=host.caches,
+            thread=host.thread,
+            shelf=host.shelf,
+            drop_versions=host.drop_versions,
+        ),
+        edge,
+    )
+    await node.serve(StreamKind.TRAIN, TrainService(host.trainer, host.shelf, edge))
+    await node.serve(StreamKind.DECODE, decode)
+    await node.serve(StreamKind.UNITS, UnitsService(host))
+    node.spawn(_sweep(decode), "session deadlines")
+
+
+async def _sweep(decode: DecodeService) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        await decode.sweep()
+
+
+def find_run_model(spec: RunSpec, local: str | None, cache_dir: Path) -> ModelSource:
+    """The run's model, from a local copy where one is named.
+
+    Raises:
+        UnknownModel: it cannot be found.
+        BadConfig: what was found is another model than the run's.
+    """
+    wanted = spec.model
+    source = find_model(local or wanted.name, revision=wanted.revision or None, cache_dir=cache_dir)
+    if source.fingerprint != wanted.fingerprint or source.num_blocks != wanted.num_blocks:
+        raise BadConfig(
+            f"{local or wanted.name} on this machine is another model than the run's ({wanted.name}); "
+            "give the right one with --model"
+        )
+    return source
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a person asked for; auto takes CUDA where there is some.
+
+    Raises:
+        BadConfig: CUDA was asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise BadConfig("--device cuda: torch finds no CUDA device; use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
+
+
+def pick_dtype(asked: str, run: str) -> torch.dtype:
+    """What a host computes in: its own word, or else the run's, or else bf16."""
+    name = asked if asked != "auto" else run
+    return DTYPES[name if name != "auto" else "bf16"]
+
+
+def _affordable(source: ModelSource, dtype: torch.dtype) -> int:
+    """How many blocks fit in half of the free memory; at least one, at most all."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    per_block = max(1, block_parameters(source) * dtype.itemsize)
+    return max(1, min(source.num_blocks, int(free * _MEMORY_SHARE) // per_block))

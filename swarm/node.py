@@ -1,0 +1,191 @@
+"""One running peer: builds, starts and stops every part. The only place where parts are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blocks.spans import Span
+from peers.answering import CallServer, Handler
+from peers.calls import Traffic, hello_maker
+from peers.config import NetworkConfig
+from peers.directory import Directory
+from peers.errors import NetworkFailed
+from peers.hivemind_directory import HivemindDirectory
+from peers.hivemind_network import HivemindNetwork
+from peers.info_service import InfoService
+from peers.messages import StreamKind
+from peers.pool import Pool
+from peers.records import SealCache
+from peers.router import LiveRouter, RouterConfig
+from peers.routing import EVERYBODY, RouteRules
+from swarm.config import RunSpec
+from swarm.errors import BadConfig, BadJoinString
+from swarm.run import RunId, open_run
+
+if TYPE_CHECKING:
+    from swarm.hosting import Hosting, HostingConfig
+
+logger = logging.getLogger(__name__)
+
+RUN_LIFE_SECONDS = 600.0
+_BOOK_SECONDS = 60.0
+_FIND_RUN_SECONDS = 20.0
+_MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeConfig:
+    """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm."""
+
+    run: RunId
+    network: NetworkConfig
+    state: Path
+    run_blob: bytes | None = None
+    rules: RouteRules = field(default=EVERYBODY)
+    route_seconds: float = 300.0
+
+
+class Node:
+    """A peer of one run. `start`, use, `stop`; a failure of a background task shows in `wait`."""
+
+    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
+        self.config, self.network, self.spec = config, network, spec
+        self.traffic = Traffic()
+        cache = SealCache()
+        self.directory: Directory = HivemindDirectory(network.dht_node, network.identity, cache)
+        self.hello = hello_maker(config.run, software_name())
+        self.pool = Pool(network, self.hello, self.traffic, {})
+        self.router = LiveRouter(
+            self.directory,
+            self.pool,
+            RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
+            rng=random.Random(),
+        )
+        self.hosting: Hosting | None = None
+        self._run_blob = run_blob
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(cls, config: NodeConfig) -> Node:
+        """Enter the swarm and learn what the run is.
+
+        Raises:
+            NetworkFailed, BadIdentity: the node cannot start; the message says what to do.
+            BadJoinString: the peers that answered do not know this run.
+        """
+        network = await HivemindNetwork.start(
+            config.network,
+            run=config.run,
+            identity_path=config.state / "identity",
+            address_book=config.state / "peers.json",
+        )
+        try:
+            cache = SealCache()
+            directory = HivemindDirectory(network.dht_node, network.identity, cache)
+            blob = config.run_blob or await _find_run(directory, config.run)
+            node = cls(config, network, open_run(blob, config.run), blob)
+            await node.serve(StreamKind.INFO, InfoService(node.sealed_record))
+            await node.router.refresh()
+        except BaseException:
+            await network.stop()
+            raise
+        node.spawn(node.router.run(), "router")
+        node.spawn(node._keep_known(), "address book and run record")
+        return node
+
+    @property
+    def whole(self) -> Span:
+        """All blocks of the run's model."""
+        return Span(0, self.spec.model.num_blocks)
+
+    async def host(self, config: HostingConfig) -> Hosting:
+        """Hold a span: load it, catch up with its other holders, serve it, take part in rounds.
+
+        Raises:
+            BlockError: the model or the span does not fit.
+            SwarmError: the state directory or the model belongs to something else.
+        """
+        # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
+        from swarm.hosting import start_hosting
+
+        if self.hosting is not None:
+            raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
+        self.hosting = await start_hosting(self, config)
+        return self.hosting
+
+    async def serve(self, kind: str, handler: Handler) -> None:
+        """Answer streams of a kind, from other peers and from this one."""
+        server = CallServer(self.hello, handler, self.traffic)
+        self.pool.add_local(kind, handler)
+        await self.network.serve_stream(kind, server.serve)
+
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        """Run a background task until the node stops; its failure ends `wait`."""
+        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    def sealed_record(self) -> bytes:
+        """This peer's own record as it was last announced; empty while it holds nothing."""
+        return b"" if self.hosting is None else self.hosting.announcer.sealed
+
+    async def wait(self) -> None:
+        """Until a background task fails; its error is raised here."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self) -> None:
+        """Leave: checkpoint, withdraw, close streams, end p2pd."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.hosting is not None:
+            await self.hosting.stop()
+        await self.pool.close()
+        await self.network.stop()
+
+    async def _keep_known(self) -> None:
+        """Store the run again before it expires, and remember who was there for the next start."""
+        while True:
+            await self.directory.store_run(self.config.run, self._run_blob, self.network.dht_time() + RUN_LIFE_SECONDS)
+            found = [address for record in self.router.records for address in record.addresses[:2]]
+            try:
+                await self.network.remember(found)
+            except NetworkFailed as error:
+                logger.warning("%s", error)
+            await asyncio.sleep(_BOOK_SECONDS)
+
+
+def software_name() -> str:
+    """What this peer says it runs."""
+    return f"swarmtune {version('swarmtune')}"
+
+
+async def _find_run(directory: Directory, run: RunId) -> bytes:
+    def is_valid(blob: bytes) -> bool:
+        try:
+            open_run(blob, run)
+        except (BadConfig, ValueError) as error:
+            logger.debug("a copy of the run was refused: %s", error)
+            return False
+        return True
+
+    deadline = time.monotonic() + _FIND_RUN_SECONDS
+    while True:
+        blob = await directory.find_run(run, is_valid)
+        if blob is not None:
+            return blob
+        if time.monotonic() > deadline:
+            raise BadJoinString(
+                f"the peers that answered do not know run {run}; the join string may be of another or an ended run, "
+                "ask its owner for a new one"
+            )
+        await asyncio.sleep(0.5)

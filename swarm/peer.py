@@ -1,0 +1,215 @@
+"""A peer for scripts, notebooks and the command line: enter a run, hold blocks, train, generate, export.
+
+Synchronous; the network runs on a loop in its own thread (loop.py). The parts are wired in node.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from blocks.spans import Span
+from peers.config import NetworkConfig
+from peers.network import PeerId
+from peers.routing import EVERYBODY, RouteRules
+from swarm.config_file import CONFIG_NAME, load_config
+from swarm.errors import BadConfig, BadJoinString
+from swarm.join import MAX_BOOTSTRAP, Join, RunDirectory, save_join
+from swarm.loop import LoopThread
+from swarm.node import Node, NodeConfig
+from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of, sign_run
+from swarm.state import StateDirectory, claim_state, lock_state
+
+if TYPE_CHECKING:
+    from swarm.data import SampleSet
+    from swarm.hosting import HostingConfig
+    from swarm.model import SwarmModel
+    from swarm.train import Progress
+    from swarm.training import TrainingResult
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerConfig:
+    """How a peer enters a run. `state` None: the first free directory under `state_root`.
+
+    `route_seconds` is how long work waits while some blocks have no live holder.
+    """
+
+    state_root: Path
+    cache_dir: Path
+    state: Path | None = None
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    rules: RouteRules = EVERYBODY
+    num_threads: int | None = None
+    model: str | None = None
+    nickname: str = ""
+    route_seconds: float = 300.0
+
+
+class Peer:
+    """One peer of a run, from `enter` to `close`; a context manager."""
+
+    def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
+        self.node, self.config = node, config
+        self._loop, self._state = loop, state
+        self._closed = False
+
+    @classmethod
+    def enter(cls, target: Join | RunDirectory, config: PeerConfig) -> Peer:
+        """Enter the run named by a join string or a run directory.
+
+        Raises:
+            SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
+        """
+        run, blob, bootstrap = _resolve(target)
+        state = _claim(target, config, run)
+        loop = LoopThread()
+        try:
+            network = _with_bootstrap(config.network, bootstrap)
+            node_config = NodeConfig(
+                run=run,
+                network=network,
+                state=state.path,
+                run_blob=blob,
+                rules=config.rules,
+                route_seconds=config.route_seconds,
+            )
+            peer = cls(loop, loop.run(Node.start(node_config)), state, config)
+            if isinstance(target, RunDirectory):
+                save_join(target.path, peer.join)
+        except BaseException:
+            loop.close()
+            state.close()
+            raise
+        return peer
+
+    @property
+    def id(self) -> PeerId:
+        """This peer's id: the hash of its public key."""
+        return self.node.network.peer_id
+
+    @property
+    def join(self) -> Join:
+        """What others need to enter this run through this peer, or through whom this peer entered."""
+        own = self._loop.run(self.node.network.addresses())
+        known = tuple(dict.fromkeys([*own, *self.node.config.network.bootstrap]))[:MAX_BOOTSTRAP]
+        return Join(run_id=self.node.config.run, run_name=self.node.spec.name, peers=known)
+
+    def hold(self, span: Span | None, config: HostingConfig) -> Span:
+        """Hold blocks from now on; `span` None is what the swarm lacks most. Returns what is held.
+
+        Raises:
+            BlockError, SwarmError: the model or the span does not fit.
+        """
+        hosting = self._loop.run(self.node.host(replace(config, span=span)))
+        return hosting.host.span
+
+    def train(
+        self,
+        data: SampleSet,
+        *,
+        steps: int = 0,
+        held_out: SampleSet | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> TrainingResult:
+        """Bring data: `steps` batches of the run's batch size through the swarm (0: until the schedule ends).
+
+        Raises:
+            NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+        """
+        from swarm.training import TrainingRequest, train
+
+        request = TrainingRequest(data=data, steps=steps, held_out=held_out, on_progress=on_progress)
+        return self._loop.run(train(self.node, self.config, request))
+
+    def model(self) -> SwarmModel:
+        """The run's model with `generate` and `chat`, its blocks in the swarm."""
+        from swarm.training import build_model
+
+        return build_model(self.node, self.config, self._loop.loop)
+
+    def export(self, directory: Path) -> int:
+        """Write the adapter of the newest complete state as a peft directory; returns its round.
+
+        Raises:
+            NoRoute: some block's adapter is held by nobody who answers.
+        """
+        from swarm.exporting import export
+
+        return self._loop.run(export(self.node, self.config, directory))
+
+    def wait_for_round(self, number: int, *, seconds: float) -> bool:
+        """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._loop.run(self.node.router.refresh())
+            records = self.node.router.records
+            done = [record.span for record in records if record.round >= number]
+            late = [r for r in records if r.round < number and self.node.router.health.is_usable(r.peer)]
+            if not late and all(any(block in span for span in done) for block in self.node.whole.blocks()):
+                return True
+            self._loop.run(asyncio.sleep(_POLL_SECONDS))
+        return False
+
+    def wait(self) -> None:
+        """Until this peer fails; a failure of one of its tasks is raised."""
+        self._loop.run(self.node.wait())
+
+    def close(self) -> None:
+        """Leave the run: keep the state, end every process and thread of this peer. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self._loop.run(self.node.stop())
+            finally:
+                self._loop.close()
+                self._state.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _resolve(target: Join | RunDirectory) -> tuple[RunId, bytes | None, tuple[str, ...]]:
+    """The run's id, the owner's signed settings where they are here, and whom to ask first."""
+    if isinstance(target, Join):
+        return target.run_id, None, target.peers
+    spec = load_config(target.path / CONFIG_NAME)
+    key_path = target.path / KEY_NAME
+    if not key_path.exists():
+        if target.join is None:
+            raise BadJoinString(f"{target.path} has no {KEY_NAME} and no join string; ask the run's owner for one")
+        return target.join.run_id, None, target.join.peers
+    key = load_owner_key(key_path)
+    run = run_id_of(public_bytes(key), spec)
+    return run, sign_run(spec, key), ()
+
+
+def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:
+    """The chosen directory; else the run directory's own where it is free; else the first free one."""
+    if config.state is not None:
+        return lock_state(config.state)
+    if isinstance(target, RunDirectory):
+        try:
+            return lock_state(target.path / "peer")
+        except BadConfig as error:
+            logger.debug("%s", error)  # a second peer from the same directory gets a state of its own
+    return claim_state(config.state_root, run)
+
+
+def _with_bootstrap(network: NetworkConfig, found: Iterable[str]) -> NetworkConfig:
+    return replace(network, bootstrap=tuple(dict.fromkeys([*network.bootstrap, *found])))

@@ -1,0 +1,283 @@
+"""A trainer: brings data, runs its microbatches through the chain, and measures held-out loss after each round.
+
+Raw text never leaves this process; activations of it do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blocks.client import ClientModel
+from blocks.ledger import MicrobatchId
+from blocks.worker import ComputeThread, Priority
+from peers.directory import Directory
+from peers.network import PeerId
+from peers.records import TrainerRecord
+from peers.train_chain import HeadResult, TrainChain, Work
+from swarm.data import DataPosition, DataStream, Microbatch, SampleSet, parse_position, split_microbatches
+from swarm.errors import BadCheckpoint
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "trainer.json"
+_RECORD_LIFE_SECONDS = 60.0
+_RECORD_BETWEEN_SECONDS = 2.0
+_MAX_STATE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """What one trainer does: `steps` batches of `batch_size` samples (0: until stopped).
+
+    `token_budget` bounds a microbatch's padded tokens, `in_flight` how many microbatches are under way at once.
+    """
+
+    batch_size: int
+    steps: int = 0
+    seed: int = 0
+    token_budget: int = 2048
+    in_flight: int = 4
+    nickname: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.token_budget, self.in_flight) < 1 or self.steps < 0:
+            raise ValueError("a trainer's batch_size, token_budget and in_flight must be positive, steps not negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How a trainer stands. Losses are means per token in nats; `eval_loss` is of the last round's adapter."""
+
+    step: int
+    samples: int
+    loss: float
+    tokens_per_second: float
+    round: int
+    peers: int
+    eval_loss: float | None = None
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of the held-out text."""
+        return None if self.eval_loss is None else math.exp(min(self.eval_loss, 50.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Held-out loss (mean per token, nats) with the adapter of one round."""
+
+    round: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwarmView:
+    """What a trainer needs to know of the swarm around it."""
+
+    me: PeerId
+    run: str
+    directory: Directory
+    round: Callable[[], int]
+    num_peers: Callable[[], int]
+    dht_time: Callable[[], float]
+
+
+class Head:
+    """The trainer's own ends of the model: what enters block 0, and the loss over what leaves the last."""
+
+    def __init__(self, client: ClientModel, thread: ComputeThread) -> None:
+        self._client, self._thread = client, thread
+
+    async def embed(self, microbatch: Microbatch) -> torch.Tensor:
+        """What enters block 0, [B, T, D]."""
+        return await self._thread.run(
+            Priority.FORWARD, lambda: self._client.embed(microbatch.input_ids_BT, microbatch.mask_BT)
+        )
+
+    async def loss(self, microbatch: Microbatch, hidden_BTD: torch.Tensor) -> HeadResult:
+        """The summed token loss and its gradient."""
+
+        def compute() -> HeadResult:
+            loss, grad, tokens = self._client.loss(
+                hidden_BTD.to(self._client.dtype), microbatch.input_ids_BT, microbatch.mask_BT, microbatch.labels_BT
+            )
+            return HeadResult(loss=float(loss), grad_BTD=grad.float(), tokens=tokens)
+
+        return await self._thread.run(Priority.BACKWARD, compute)
+
+    async def evaluate(self, microbatch: Microbatch, hidden_BTD: torch.Tensor) -> tuple[float, int]:
+        """The summed token loss and the number of tokens."""
+
+        def compute() -> tuple[float, int]:
+            loss, tokens = self._client.evaluate(
+                hidden_BTD.to(self._client.dtype), microbatch.input_ids_BT, microbatch.mask_BT, microbatch.labels_BT
+            )
+            return float(loss), tokens
+
+        return await self._thread.run(Priority.EVALUATE, compute)
+
+
+class Trainer:
+    """Trains over a chain. `run` returns when its steps are done; where the data stood is kept in `state`."""
+
+    def __init__(
+        self, chain: TrainChain, head: Head, view: SwarmView, data: SampleSet, config: TrainerConfig, *, state: Path
+    ) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.losses: list[float] = []
+        self.tokens = 0
+        self._chain, self._head, self._view, self._config, self._state = chain, head, view, config, state
+        self._life = secrets.randbits(32)
+        saved = load_state(state)
+        self._step, self._samples = saved.step, saved.samples
+        self._stream = DataStream(data, config.batch_size, config.seed, saved.position)
+        self._told_at = float("-inf")
+
+    async def run(
+        self, *, held_out: Sequence[Microbatch] = (), on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """Train; evaluate before the first step and after every round.
+
+        Raises:
+            NoRoute: some blocks have no live holder, for longer than the router waits.
+        """
+        last = self._step + self._config.steps if self._config.steps else None
+        evaluated = -1
+        while last is None or self._step < last:
+            if held_out and self._view.round() > evaluated:
+                evaluated = self._view.round()
+                await self.evaluate(held_out)
+            progress = await self._train_batch()
+            if on_progress is not None:
+                on_progress(progress)
+            await self._tell(progress)
+
+    async def evaluate(self, held_out: Sequence[Microbatch]) -> Evaluation:
+        """Held-out loss with the adapter of the last completed round."""
+        number = self._view.round()
+        slots = asyncio.Semaphore(self._config.in_flight)
+
+        async def one(microbatch: Microbatch) -> tuple[float, int]:
+            async with slots:
+                hidden = await self._chain.evaluate(await self._head.embed(microbatch), microbatch.mask_BT)
+                return await self._head.evaluate(microbatch, hidden)
+
+        results = await asyncio.gather(*(one(microbatch) for microbatch in held_out))
+        tokens = sum(count for _, count in results)
+        found = Evaluation(round=number, loss=sum(loss for loss, _ in results) / max(1, tokens), tokens=tokens)
+        self.evaluations.append(found)
+        logger.info("evaluated round=%d loss=%.4f tokens=%d", number, found.loss, tokens)
+        return found
+
+    async def _train_batch(self) -> Progress:
+        batch = next(self._stream)
+        began = time.monotonic()
+        slots = asyncio.Semaphore(self._config.in_flight)
+        microbatches = split_microbatches(batch.samples, self._config.token_budget)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self._train_one(index, microbatch, slots))
+                for index, microbatch in enumerate(microbatches)
+            ]
+        results = [task.result() for task in running]
+        labelled = sum(result.tokens for result in results)
+        tokens = sum(int(microbatch.mask_BT.sum()) for microbatch in microbatches)
+        self._step += 1
+        self._samples += len(batch.samples)
+        self.tokens += tokens
+        loss = sum(result.loss for result in results) / max(1, labelled)
+        self.losses.append(loss)
+        save_state(self._state, TrainerState(step=self._step, samples=self._samples, position=batch.after))
+        return Progress(
+            step=self._step,
+            samples=self._samples,
+            loss=loss,
+            tokens_per_second=tokens / max(1e-9, time.monotonic() - began),
+            round=self._view.round(),
+            peers=self._view.num_peers(),
+            eval_loss=self.evaluations[-1].loss if self.evaluations else None,
+        )
+
+    async def _train_one(self, index: int, microbatch: Microbatch, slots: asyncio.Semaphore) -> HeadResult:
+        async with slots:
+            work = Work(
+                id=MicrobatchId(trainer=self._view.me, life=self._life, step=self._step, index=index),
+                hidden_BTD=await self._head.embed(microbatch),
+                mask_BT=microbatch.mask_BT,
+            )
+            return await self._chain.train(work, lambda hidden: self._head.loss(microbatch, hidden))
+
+    async def _tell(self, progress: Progress) -> None:
+        now = self._view.dht_time()
+        if now - self._told_at < _RECORD_BETWEEN_SECONDS:
+            return
+        self._told_at = now
+        record = TrainerRecord(
+            run=self._view.run,
+            peer=self._view.me,
+            nickname=self._config.nickname,
+            loss=progress.loss,
+            eval_loss=progress.eval_loss,
+            tokens_per_second=progress.tokens_per_second,
+            step=progress.step,
+            round=progress.round,
+            expires_at=now + _RECORD_LIFE_SECONDS,
+        )
+        await self._view.directory.publish(record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerState:
+    """Where a trainer stood when its last batch was committed."""
+
+    step: int = 0
+    samples: int = 0
+    position: DataPosition | None = None
+
+
+def load_state(path: Path) -> TrainerState:
+    """What was saved, or the beginning.
+
+    Raises:
+        BadCheckpoint: the file is malformed.
+    """
+    try:
+        with path.open("rb") as file:
+            saved = json.loads(file.read(_MAX_STATE_BYTES))
+        match saved:
+            case {"step": int(step), "samples": int(samples), "position": position} if step >= 0 and samples >= 0:
+                return TrainerState(step=step, samples=samples, position=parse_position(position))
+    except FileNotFoundError:
+        return TrainerState()
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error}); remove it to begin the data anew") from None
+    raise BadCheckpoint(f"{path} is malformed; remove it to begin the data anew")
+
+
+def save_state(path: Path, state: TrainerState) -> None:
+    """Replace the saved state at once.
+
+    Raises:
+        BadCheckpoint: the disk is full or read-only.
+    """
+    position = state.position or DataPosition()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"step": state.step, "samples": state.samples, "position": position.to_plain()})
+        draft.write_text(text)
+        draft.replace(path)
+    except OSError as error:
+        raise BadCheckpoint(f"{path} was not written ({error.strerror}); free space or check its permissions") from None

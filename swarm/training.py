@@ -1,0 +1,122 @@
+"""Training and generating as whole jobs of a node: load the client's ends of the model, run, report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from blocks.load import load_client, load_tokenizer
+from blocks.worker import ComputeThread, Priority
+from peers.decode_chain import SessionConfig
+from peers.train_chain import ChainConfig, TrainChain
+from swarm.data import SampleSet, split_microbatches
+from swarm.hosting import DTYPES, find_run_model
+from swarm.model import RemoteBlocks, SwarmModel
+from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig
+
+if TYPE_CHECKING:
+    from swarm.node import Node
+    from swarm.peer import PeerConfig
+
+TOKEN_BUDGET = 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRequest:
+    """What a trainer was asked to do; see Peer.train."""
+
+    data: SampleSet
+    steps: int = 0
+    held_out: SampleSet | None = None
+    on_progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """What a trainer did: the mean token loss of each step, the held-out losses, tokens seen, microbatches repeated."""
+
+    losses: tuple[float, ...]
+    evaluations: tuple[Evaluation, ...]
+    tokens: int
+    repeated: int
+
+
+async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
+    """See Peer.train."""
+    spec = node.spec
+    async with _compute(node, config) as thread:
+        source = await asyncio.to_thread(find_run_model, spec, config.model, config.cache_dir)
+        client = await thread.run(
+            Priority.FORWARD, lambda: load_client(source, dtype=torch.float32, device=torch.device("cpu"))
+        )
+        wire = DTYPES[spec.wire.dtype]
+        chain = TrainChain(node.pool, node.router, spec.model.num_blocks, ChainConfig(wire_dtype=wire))
+        steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
+        trainer = Trainer(
+            chain,
+            Head(client, thread),
+            swarm_view(node),
+            request.data,
+            TrainerConfig(
+                batch_size=spec.training.batch_size,
+                steps=steps,
+                seed=spec.adapter.seed,
+                token_budget=TOKEN_BUDGET,
+                nickname=config.nickname,
+            ),
+            state=node.config.state / STATE_NAME,
+        )
+        held_out = []
+        if request.held_out is not None:
+            samples = [request.held_out[index] for index in range(len(request.held_out))]
+            held_out = split_microbatches(samples, TOKEN_BUDGET)
+        await trainer.run(held_out=held_out, on_progress=request.on_progress)
+        if held_out:
+            await trainer.evaluate(held_out)
+    return TrainingResult(
+        losses=tuple(trainer.losses),
+        evaluations=tuple(trainer.evaluations),
+        tokens=trainer.tokens,
+        repeated=chain.repeated,
+    )
+
+
+def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop) -> SwarmModel:
+    """See Peer.model. Runs in the caller's thread."""
+    source = find_run_model(node.spec, config.model, config.cache_dir)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    client = load_client(source, dtype=torch.float32, device=torch.device("cpu"))
+    session = SessionConfig(batch=1, max_length=source.max_positions, wire_dtype=DTYPES[node.spec.wire.dtype])
+    blocks = RemoteBlocks(node.pool, node.router, node.whole, session, loop=loop)
+    return SwarmModel(client, load_tokenizer(source), blocks)
+
+
+def swarm_view(node: Node) -> SwarmView:
+    """The swarm as the node's router sees it."""
+    return SwarmView(
+        me=node.network.peer_id,
+        run=node.config.run,
+        directory=node.directory,
+        round=lambda: max((record.round for record in node.router.records), default=0),
+        num_peers=lambda: len(node.router.records),
+        dht_time=node.network.dht_time,
+    )
+
+
+@asynccontextmanager
+async def _compute(node: Node, config: PeerConfig) -> AsyncIterator[ComputeThread]:
+    """The host's compute thread where this peer is a host too, so that torch runs in one; or else one of its own."""
+    if node.hosting is not None:
+        yield node.hosting.host.thread
+        return
+    thread = ComputeThread(num_threads=config.num_threads)
+    try:
+        yield thread
+    finally:
+        await asyncio.to_thread(thread.close)
