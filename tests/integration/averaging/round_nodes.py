@@ -13,34 +13,23 @@ from pathlib import Path
 
 import torch
 from hivemind.compression import NoCompression
-from hivemind.dht.node import DHTNode
-from hivemind.p2p import P2P
 
 from averaging.averager import Averager, RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.hivemind_allreduce import ClassRunner
 from averaging.hivemind_exchange import HivemindExchange
 from blocks.spans import Span, UnitId, unit_of
-from peers.identity import load_or_create
-from peers.network import PeerId
+from peers.config import NetworkConfig
+from peers.hivemind_network import HivemindNetwork
 
 RUN = "run-of-the-round-tests"
 CONFIG = AveragingConfig(matchmaking_seconds=3, request_seconds=1, reduce_seconds=20, vote_seconds=10)
 VALUES = 20_000  # per tensor: a dozen parts in a class of three, a few milliseconds of work
 
 
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """What HivemindExchange needs of a network, and no more."""
-
-    p2p: P2P
-    dht_node: DHTNode
-    peer_id: PeerId
-
-
 @dataclass(kw_only=True)
 class Member:
-    node: Node
+    network: HivemindNetwork
     exchange: HivemindExchange
     span: Span
     weight: float
@@ -62,7 +51,7 @@ class Member:
         async def read():
             return units
 
-        averager = Averager(self.exchange, self.node.peer_id, "layout", self.config)
+        averager = Averager(self.exchange, self.network.peer_id, "layout", self.config)
         weights = dict.fromkeys(units, self.weight)
         return await averager.run_round(number, begin_at=begin_at, expected=expected, weights=weights, read=read)
 
@@ -77,28 +66,20 @@ async def member(
     exchange_type: type[HivemindExchange] = HivemindExchange,
     config: AveragingConfig = CONFIG,
 ) -> AsyncIterator[Member]:
-    identity = load_or_create(identity_path)
-    dht_node = await DHTNode.create(
-        initial_peers=list(initial_peers) or None,
-        host_maddrs=["/ip4/127.0.0.1/tcp/0"],
-        identity_path=str(identity_path),
-        check_if_identity_free=False,
-        use_relay=False,
-        nat_port_map=False,
-        auto_nat=False,
+    network = await HivemindNetwork.start(
+        NetworkConfig(host="127.0.0.1", bootstrap=tuple(initial_peers)), run=RUN, identity_path=identity_path
     )
     try:
-        node = Node(p2p=dht_node.p2p, dht_node=dht_node, peer_id=identity.peer)
-        exchange = exchange_type(node, identity, RUN, config)
+        exchange = exchange_type(network, network.identity, RUN, config)
         await exchange.start()
-        yield Member(node=node, exchange=exchange, span=span, weight=weight, config=config)
+        yield Member(network=network, exchange=exchange, span=span, weight=weight, config=config)
         await exchange.stop()
     finally:
-        await dht_node.shutdown()
+        await network.stop()
 
 
 async def address_of(peer: Member) -> str:
-    return str((await peer.node.p2p.get_visible_maddrs())[0])
+    return (await peer.network.addresses())[0]
 
 
 @contextlib.asynccontextmanager
@@ -142,11 +123,13 @@ class DyingExchange(HivemindExchange):
 
 
 async def _die_in_a_round(identity_path: str, address: str, start: str, end: str, parts_left: str) -> None:
-    """Say the pid of p2pd, wait for the moment on stdin, and take part until death."""
+    """Say that it stands, wait for the moment on stdin, and take part until death."""
     torch.set_num_threads(1)
     span = Span(int(start), int(end))
     async with member(Path(identity_path), span, 9.0, initial_peers=[address], exchange_type=DyingExchange) as peer:
         peer.exchange.parts_left = int(parts_left)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         begin_at = float(await asyncio.to_thread(sys.stdin.readline))
         await peer.round(1, begin_at=begin_at, expected=4)
 

@@ -100,7 +100,7 @@ async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_othe
     hostile = type("Hostile", (HostileExchange,), {"codec": codec()})
     async with members(tmp_path, SPANS[:3], [HivemindExchange, hostile, HivemindExchange]) as peers:
         ann, bob, cat = await play(peers, 1)
-        hostile_peer = peers[1].node.peer_id
+        hostile_peer = peers[1].network.peer_id
         for outcome in (ann, bob, cat):
             for block in (2, 3):
                 assert unit_of("default", block) in outcome.kept
@@ -113,7 +113,7 @@ async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_othe
 
 @contextlib.asynccontextmanager
 async def dying_peer(key: Path, address: str, span: Span, parts_left: int):
-    """A process that kills itself after `parts_left` parts; what it leaves behind is ended here."""
+    """A process that kills itself after `parts_left` parts."""
     script = Path(__file__).with_name("round_nodes.py")
     root = Path(__file__).parents[3]
     process = await asyncio.create_subprocess_exec(
@@ -130,18 +130,14 @@ async def dying_peer(key: Path, address: str, span: Span, parts_left: int):
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    daemon = 0
     try:
         async with asyncio.timeout(60):
-            daemon = int((await process.stdout.readline()).split()[1])
+            assert await process.stdout.readline() == b"ready\n"
         yield process
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        if daemon:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(daemon, signal.SIGTERM)
 
 
 async def kill_one_in_the_all_reduce(directory: Path, parts_left: int) -> None:
