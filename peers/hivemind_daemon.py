@@ -3,6 +3,7 @@
 p2pd is started through a few lines of Python that ask the kernel to kill it when this process ends (Linux), because
 its idle timeout alone leaves it, and its address in the DHT, behind for that long after a `kill -9`. Bootstrap peers
 are not passed to it: p2pd would exit when none of them answers, and peers that start together need to try again.
+The kernel means the thread that started it: p2pd also ends with the event loop's thread, not only with the process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from peers.errors import BadMessage, NetworkFailed
 logger = logging.getLogger(__name__)
 
 MAX_HIVEMIND_FRAME_BYTES = 16 * 1024 * 1024
-STREAM_BUFFER_BYTES = 1024 * 1024  # asyncio's 64 kB would pause and resume the socket 20 times for one large tensor
 _IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own timeout after its last client is gone
 _DAEMON_START_SECONDS = 15.0
 _STOP_SECONDS = 3.0
@@ -196,7 +196,7 @@ class Daemon(P2P):  # type: ignore[misc]
             P2PDaemonError, OSError, asyncio.IncompleteReadError: the peer, or the daemon, did not take it.
         """
         path = self._directory / "p2pd.sock"
-        reader, writer = await asyncio.open_unix_connection(str(path), limit=STREAM_BUFFER_BYTES)
+        reader, writer = await asyncio.open_unix_connection(str(path))
         try:
             request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[name])
             await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request))
