@@ -228,7 +228,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 if culprit in self.ordered_peer_ids:
                     raise LostPeer(culprit, "was lost by another holder")
             if not message.HasField("tensor_part"):
-                raise AllreduceException(f"answered {averaging_pb2.MessageCode.Name(message.code)}")
+                raise AllreduceException(f"sent code {message.code} in place of a part")
             if part_index >= len(shapes):
                 raise AllreduceException(f"sent more than {len(shapes)} parts")
             yield message, shapes[part_index]

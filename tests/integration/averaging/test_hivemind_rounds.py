@@ -14,14 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from hivemind.compression import NoCompression
+from hivemind.p2p import PeerID
+from hivemind.proto import averaging_pb2
+from hivemind.utils.asyncio import as_aiter
 
 from averaging import merge
 from averaging.averager import RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
 from averaging.hivemind_exchange import HivemindExchange
+from averaging.hivemind_servicer import AveragingServicer
 from blocks.spans import Span, UnitId, unit_of
-from tests.integration.averaging.round_nodes import Member, address_of, member, members
+from tests.integration.averaging.round_nodes import RUN, Member, address_of, member, members
 
 SPANS = [Span(0, 4), Span(2, 6), Span(0, 6), Span(4, 6)]
 
@@ -171,3 +175,46 @@ async def test_kill_9_in_the_all_reduce_leaves_no_mixture_and_the_next_round_suc
 @pytest.mark.parametrize("seed", range(8))
 async def test_kill_9_at_any_part_leaves_no_mixture(tmp_path, seed):
     await kill_one_in_the_all_reduce(tmp_path, random.Random(seed).randrange(12))
+
+
+async def test_a_stranger_and_a_second_stream_are_sent_away_and_the_round_goes_on(tmp_path):
+    async with members(tmp_path, [*SPANS[:2], Span(0, 6)]) as peers:
+        stranger = peers[2]
+        stub = AveragingServicer.get_stub(
+            stranger.network.p2p, PeerID.from_base58(peers[0].network.peer_id), namespace=RUN
+        )
+        seen = asyncio.get_running_loop().create_future()
+        runners = peers[0].exchange._runners
+        put = runners.put
+        runners.put = lambda key, runner: (put(key, runner), seen.done() or seen.set_result(key))
+
+        async def intrude() -> list[int]:
+            request = averaging_pb2.AveragingData(code=99, group_id=await seen, weight=1e9)
+            return [answer.code async for answer in await stub.rpc_aggregate_part(as_aiter(request))]
+
+        async with asyncio.timeout(60):
+            outcomes, answers = await asyncio.gather(play(peers[:2], 1), intrude())
+        assert answers == [averaging_pb2.PROTOCOL_VIOLATION]
+        assert not any(outcome.kept for outcome in outcomes)
+        assert_equals_the_mean(peers[:2], outcomes, unit_of("default", 3))
+
+
+class Confused(HivemindExchange):
+    """Answers with a code that no version knows."""
+
+    def _runner(self, group, unit_class, tensors):
+        runner = super()._runner(group, unit_class, tensors)
+
+        async def answers(stream, sender_index):
+            yield averaging_pb2.AveragingData(code=99, peer_id=b"\xff" * 100)
+
+        runner._answers = answers
+        return runner
+
+
+async def test_an_answer_that_nobody_understands_costs_the_class_the_round(tmp_path):
+    async with members(tmp_path, SPANS[:2], [HivemindExchange, Confused]) as peers:
+        ann, _ = await play(peers, 1)
+        assert "code 99" in ann.kept[unit_of("default", 2)]
+        assert ann.missing == {peers[1].network.peer_id}
+        assert unit_of("default", 0) in ann.applied

@@ -1,0 +1,64 @@
+"""One part's way through the reducer, where hivemind's own reducer hangs, trusts or mixes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+from hivemind.averaging.partition import AllreduceException
+
+from averaging import merge
+from averaging.hivemind_reducer import PartCodec, SumReducer
+
+SHAPES = [torch.Size([4]), torch.Size([3])]
+
+
+def reducer(num_senders: int = 3) -> SumReducer:
+    return SumReducer(SHAPES, num_senders, codec=PartCodec(), combine=merge.total)
+
+
+async def test_a_sender_that_is_cut_off_does_not_cancel_what_the_others_wait_for():
+    summing = reducer()
+    waits = [asyncio.create_task(summing.accumulate_part(index, 0, torch.full((4,), 1.0))) for index in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()  # the stream of sender 0 has ended, and its handler with it
+    async with asyncio.timeout(10):
+        last = await summing.accumulate_part(2, 0, torch.full((4,), 2.0))
+        assert torch.equal((await waits[1]).tensor, torch.full((4,), 4.0))
+    assert last.tensor is waits[1].result().tensor  # encoded once: all decode the same bytes
+
+
+async def test_a_claimed_weight_counts_for_nothing():
+    summing = reducer(2)
+    first = asyncio.create_task(summing.accumulate_part(0, 0, torch.ones(4), weight=1e9))
+    await asyncio.sleep(0)
+    result = await summing.accumulate_part(1, 0, torch.ones(4), weight=-5.0)
+    assert torch.equal(result.tensor, torch.full((4,), 2.0))
+    assert await first is result
+
+
+async def test_a_failure_reaches_those_who_wait_and_those_who_come_later_but_not_what_is_summed():
+    summing = reducer(2)
+    done = asyncio.create_task(summing.accumulate_part(0, 0, torch.ones(4)))
+    await asyncio.sleep(0)
+    await summing.accumulate_part(1, 0, torch.ones(4))
+    waiting = asyncio.create_task(summing.accumulate_part(0, 1, torch.ones(3)))
+    await asyncio.sleep(0)
+    summing.fail(AllreduceException("somebody is gone"))
+    assert torch.equal((await done).tensor, torch.full((4,), 2.0))
+    for call in (waiting, summing.accumulate_part(1, 1, torch.ones(3))):
+        with pytest.raises(AllreduceException, match="somebody is gone"):
+            await call
+
+
+async def test_parts_out_of_order_and_sums_that_overflow_are_refused():
+    summing = reducer(2)
+    with pytest.raises(AllreduceException, match="out of order"):
+        await summing.accumulate_part(0, 1, torch.ones(3))
+    huge = torch.full((4,), 3e38)
+    first = asyncio.create_task(summing.accumulate_part(0, 0, huge))
+    await asyncio.sleep(0)
+    for call in (summing.accumulate_part(1, 0, huge), first):
+        with pytest.raises(AllreduceException, match="not finite"):
+            await call
