@@ -1,1 +1,21 @@
-"""One running peer and everything that a person touches. Start at node.run_node()."""
+"""One running peer and everything that a person touches. Start at node.Node; scripts start at `init` and `join`."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swarm.api import init as init
+    from swarm.api import join as join
+    from swarm.peer import Peer as Peer
+    from swarm.peer import PeerConfig as PeerConfig
+
+_HOMES = {"init": "swarm.api", "join": "swarm.api", "Peer": "swarm.peer", "PeerConfig": "swarm.peer"}
+__all__ = ["Peer", "PeerConfig", "init", "join"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, imported when first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swarm' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

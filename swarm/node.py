@@ -17,13 +17,11 @@ from peers.answering import CallServer, Handler
 from peers.calls import Traffic, hello_maker
 from peers.config import NetworkConfig
 from peers.directory import Directory
-from peers.errors import NetworkFailed
-from peers.hivemind_directory import HivemindDirectory
+from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
 from peers.messages import StreamKind
 from peers.pool import Pool
-from peers.records import SealCache
 from peers.router import LiveRouter, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
 from swarm.config import RunSpec
@@ -59,8 +57,7 @@ class Node:
     def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic()
-        cache = SealCache()
-        self.directory: Directory = HivemindDirectory(network.dht_node, network.identity, cache)
+        self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
         self.router = LiveRouter(
@@ -88,15 +85,14 @@ class Node:
             address_book=config.state / "peers.json",
         )
         try:
-            cache = SealCache()
-            directory = HivemindDirectory(network.dht_node, network.identity, cache)
-            blob = config.run_blob or await _find_run(directory, config.run)
+            blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record))
             await node.router.refresh()
         except BaseException:
             await network.stop()
             raise
+        node.spawn(network.wait_dead(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
         return node
@@ -135,9 +131,20 @@ class Node:
         """This peer's own record as it was last announced; empty while it holds nothing."""
         return b"" if self.hosting is None else self.hosting.announcer.sealed
 
-    async def wait(self) -> None:
-        """Until a background task fails; its error is raised here."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+    def line(self) -> str:
+        """How this peer stands, in one line."""
+        hosts = f"{len(self.router.records)} hosts"
+        if self.hosting is None:
+            return hosts
+        host = self.hosting.host
+        samples = max(host.weights().values(), default=0.0)
+        return (
+            f"blocks {host.span}, round {host.round}, {samples:.0f} samples since, {host.trainer.steps} steps, {hosts}"
+        )
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Until a background task fails, or `seconds` have passed; the task's error is raised here."""
+        done, _ = await asyncio.wait(self._tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
@@ -173,7 +180,7 @@ async def _find_run(directory: Directory, run: RunId) -> bytes:
     def is_valid(blob: bytes) -> bool:
         try:
             open_run(blob, run)
-        except (BadConfig, ValueError) as error:
+        except (BadConfig, BadRecord) as error:
             logger.debug("a copy of the run was refused: %s", error)
             return False
         return True

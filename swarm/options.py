@@ -117,6 +117,7 @@ class ExportOptions(PeerOptions):
 class DemoOptions:
     """`swarm demo`: `num_peers` host processes on this machine; the result goes to `json_file` where given."""
 
+    cache_dir: Path
     num_peers: int = 4
     json_file: Path | None = None
     directory: Path | None = None

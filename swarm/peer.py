@@ -5,10 +5,8 @@ Synchronous; the network runs on a loop in its own thread (loop.py). The parts a
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +23,11 @@ from swarm.loop import LoopThread
 from swarm.node import Node, NodeConfig
 from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of, sign_run
 from swarm.state import StateDirectory, claim_state, lock_state
+from swarm.status import Status, look
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from swarm.data import SampleSet
     from swarm.hosting import HostingConfig
     from swarm.model import SwarmModel
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from swarm.training import TrainingResult
 
 logger = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +113,17 @@ class Peer:
         hosting = self._loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
+    def load(self, paths: Sequence[str | Path]) -> SampleSet:
+        """Read .jsonl and .txt files as samples of the run's sequence length; only token ids stay in memory.
+
+        Raises:
+            BadData: a file or a row cannot be used; the message names it.
+        """
+        from swarm.data import load_samples
+
+        length = self.node.spec.training.sequence_length
+        return load_samples([Path(path) for path in paths], self.tokenizer(), length)
+
     def train(
         self,
         data: SampleSet,
@@ -121,15 +131,20 @@ class Peer:
         steps: int = 0,
         held_out: SampleSet | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        last_round: int = 0,
     ) -> TrainingResult:
         """Bring data: `steps` batches of the run's batch size through the swarm (0: until the schedule ends).
+
+        `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
         """
         from swarm.training import TrainingRequest, train
 
-        request = TrainingRequest(data=data, steps=steps, held_out=held_out, on_progress=on_progress)
+        request = TrainingRequest(
+            data=data, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
+        )
         return self._loop.run(train(self.node, self.config, request))
 
     def model(self) -> SwarmModel:
@@ -150,20 +165,26 @@ class Peer:
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self._loop.run(self.node.router.refresh())
-            records = self.node.router.records
-            done = [record.span for record in records if record.round >= number]
-            late = [r for r in records if r.round < number and self.node.router.health.is_usable(r.peer)]
-            if not late and all(any(block in span for span in done) for block in self.node.whole.blocks()):
-                return True
-            self._loop.run(asyncio.sleep(_POLL_SECONDS))
-        return False
+        from swarm.training import wait_for_round
 
-    def wait(self) -> None:
-        """Until this peer fails; a failure of one of its tasks is raised."""
-        self._loop.run(self.node.wait())
+        return self._loop.run(wait_for_round(self.node, number, seconds=seconds))
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer."""
+        from blocks.load import load_tokenizer
+        from swarm.hosting import find_run_model
+
+        return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
+
+    def status(self) -> Status:
+        """Who holds what, how far the run is, who trains."""
+        return self._loop.run(look(self.node))
+
+    def watch(self, show: Callable[[str], None], *, seconds: float) -> None:
+        """Say every `seconds` how this host stands, until interrupted; a failure of one of its tasks is raised."""
+        while True:
+            show(self.node.line())
+            self._loop.run(self.node.wait(seconds))
 
     def close(self) -> None:
         """Leave the run: keep the state, end every process and thread of this peer. Safe to call twice."""

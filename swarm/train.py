@@ -34,6 +34,7 @@ STATE_NAME = "trainer.json"
 _RECORD_LIFE_SECONDS = 60.0
 _RECORD_BETWEEN_SECONDS = 2.0
 _MAX_STATE_BYTES = 1 << 16
+_SMALLEST_TOKENS = 128  # below this a microbatch costs more in overhead than it gains in overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +186,10 @@ class Trainer:
         batch = next(self._stream)
         began = time.monotonic()
         slots = asyncio.Semaphore(self._config.in_flight)
-        microbatches = split_microbatches(batch.samples, self._config.token_budget)
+        padded = len(batch.samples) * max(len(sample.input_ids) for sample in batch.samples)
+        # At least as many microbatches as may be in flight, so that the hosts of a chain work at the same time.
+        budget = min(self._config.token_budget, max(_SMALLEST_TOKENS, padded // self._config.in_flight))
+        microbatches = split_microbatches(batch.samples, budget)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(self._train_one(index, microbatch, slots))

@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from swarm.peer import PeerConfig
 
 TOKEN_BUDGET = 2048
+_ROUND_SECONDS = 60.0
+_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRequest:
-    """What a trainer was asked to do; see Peer.train."""
+    """What a trainer was asked to do; see Peer.train. `last_round` is waited for before the last evaluation."""
 
     data: SampleSet
     steps: int = 0
     held_out: SampleSet | None = None
     on_progress: Callable[[Progress], None] | None = None
+    last_round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,8 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
             samples = [request.held_out[index] for index in range(len(request.held_out))]
             held_out = split_microbatches(samples, TOKEN_BUDGET)
         await trainer.run(held_out=held_out, on_progress=request.on_progress)
+        if request.last_round:
+            await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
         if held_out:
             await trainer.evaluate(held_out)
     return TrainingResult(
@@ -95,6 +100,25 @@ def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop)
     session = SessionConfig(batch=1, max_length=source.max_positions, wire_dtype=DTYPES[node.spec.wire.dtype])
     blocks = RemoteBlocks(node.pool, node.router, node.whole, session, loop=loop)
     return SwarmModel(client, load_tokenizer(source), blocks)
+
+
+async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:
+    """Until every block has a holder at round `number` and no live host is behind it; False after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not _stands_at(node, number):
+                await asyncio.sleep(_POLL_SECONDS)
+                await node.router.refresh()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _stands_at(node: Node, number: int) -> bool:
+    records = node.router.records
+    done = [record.span for record in records if record.round >= number]
+    late = [r for r in records if r.round < number and node.router.health.is_usable(r.peer)]
+    return not late and all(any(block in span for span in done) for block in node.whole.blocks())
 
 
 def swarm_view(node: Node) -> SwarmView:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from swarm.cli.paths import cache_dir
 from swarm.cli.report import screen
 from swarm.options import DemoOptions
 
@@ -28,7 +29,7 @@ def command(peers: int, json: Path | None, directory: Path | None) -> None:
     minutes on two cores. Needs `pip install swarmtune[demo]`.
     """
     with screen("stopped; the demo's processes are gone") as shown:
-        options = DemoOptions(num_peers=peers, json_file=json, directory=directory)
+        options = DemoOptions(cache_dir=cache_dir(), num_peers=peers, json_file=json, directory=directory)
         from swarm.demo import run_demo
 
         run_demo(options, shown)

@@ -1,0 +1,73 @@
+"""The few functions that a script starts with: make a run, enter it. All else is on the Peer that `join` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from blocks.spans import parse_span
+from peers.config import NetworkConfig
+from swarm.init import create_run
+from swarm.join import Join, RunDirectory, resolve_join
+from swarm.peer import Peer, PeerConfig
+
+CACHE = Path("~/.cache/swarmtune")
+STATE = Path("~/.local/share/swarmtune")
+
+
+def init(
+    directory: str | Path, base: str, *, cache_dir: Path | None = None, **sections: Mapping[str, object]
+) -> RunDirectory:
+    """Make a run on the model `base`: `directory` gets swarm.toml and the owner's key. `sections` are swarm.toml's.
+
+    Example: `swarm.init("tales", "HuggingFaceTB/SmolLM2-135M", training={"batch_size": 8}, adapter={"lora_rank": 16})`
+
+    Raises:
+        BadConfig: a setting is wrong, or a run is there already.
+        UnknownModel, UnsupportedModel: the model cannot be found or cut into spans.
+    """
+    from blocks.source import find_model
+
+    given = dict(sections)
+    chosen = dict(given.pop("model", {}))
+    revision = str(chosen.get("revision") or "") or None
+    source = find_model(base, revision=revision, cache_dir=cache_dir or CACHE.expanduser())
+    found = {"name": base, "fingerprint": source.fingerprint, "num_blocks": source.num_blocks}
+    made = create_run(Path(directory), {**given, "model": {**chosen, **found}})
+    return RunDirectory(path=made.directory, join=None)
+
+
+def join(
+    target: str | Join | RunDirectory,
+    *,
+    blocks: str | None = None,
+    config: PeerConfig | None = None,
+    threads: int | None = None,
+) -> Peer:
+    """Enter a run by its join string, its directory, or another peer's `.join`.
+
+    `blocks` is "auto" (what the swarm lacks most), "A:B", or None to hold nothing, as trainers and clients do.
+
+    Raises:
+        SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
+    """
+    where = resolve_join(target) if isinstance(target, str) else target
+    config = config or PeerConfig(
+        state_root=STATE.expanduser(),
+        cache_dir=CACHE.expanduser(),
+        network=NetworkConfig(client_mode=blocks is None),
+        num_threads=threads,
+    )
+    peer = Peer.enter(where, config)
+    if blocks is not None:
+        from swarm.hosting import HostingConfig
+
+        try:
+            span = None if blocks == "auto" else parse_span(blocks, peer.node.spec.model.num_blocks)
+            peer.hold(
+                span, HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)
+            )
+        except BaseException:
+            peer.close()
+            raise
+    return peer

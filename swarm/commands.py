@@ -1,0 +1,157 @@
+"""What each command does once its words are parsed: one function a command, showing what happens on a Screen."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from peers.config import NetworkConfig
+from peers.network import PeerId
+from peers.routing import RouteRules
+from swarm.join import format_join
+from swarm.options import (
+    ExportOptions,
+    GenerateOptions,
+    JoinOptions,
+    PeerOptions,
+    Screen,
+    StatusOptions,
+    TrainOptions,
+)
+from swarm.peer import Peer, PeerConfig
+from swarm.status import COLUMNS, title
+
+if TYPE_CHECKING:
+    from swarm.train import Progress
+
+_STATUS_SECONDS = 2.0
+
+
+def run_join(options: JoinOptions, screen: Screen) -> None:
+    """Hold blocks until stopped; says the join string on stdout."""
+    network = NetworkConfig(host=options.host, port=options.port, announce=options.announce, bootstrap=options.peers)
+    screen.now("entering the swarm")
+    with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
+        from swarm.hosting import HostingConfig
+
+        screen.now(f"loading blocks of {peer.node.spec.model.name}")
+        span = peer.hold(
+            options.blocks,
+            HostingConfig(
+                cache_dir=options.cache_dir,
+                device=options.device,
+                dtype=options.dtype,
+                cache_bytes=options.cache_megabytes << 20,
+                num_threads=options.threads or None,
+                nickname=options.nickname,
+                model=options.model,
+            ),
+        )
+        screen.say(f"peer {peer.id} holds blocks {span} of {peer.node.spec.name}; others join with:")
+        screen.result(format_join(peer.join))
+        peer.watch(screen.now, seconds=_STATUS_SECONDS)
+
+
+def run_train(options: TrainOptions, screen: Screen) -> None:
+    """Bring data to a run."""
+    rules = RouteRules(
+        avoid=frozenset(PeerId(peer) for peer in options.avoid),
+        allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
+    )
+    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    screen.now("entering the swarm")
+    with Peer.enter(options.target, _config(options, network, rules=rules, model=options.model)) as peer:
+        screen.now("reading the data")
+        data = peer.load(options.data)
+        held_out = peer.load(options.eval_data) if options.eval_data else None
+        screen.say(f"training on {len(data)} samples; their text stays here, hosts see activations of it")
+
+        def show(progress: Progress) -> None:
+            screen.now(progress_line(progress))
+
+        result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=show)
+        screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
+        for evaluation in result.evaluations:
+            screen.say(f"held-out loss after round {evaluation.round}: {evaluation.loss:.4f}")
+
+
+def run_generate(options: GenerateOptions, screen: Screen) -> None:
+    """Text from the run's model, as it is made."""
+    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    screen.now("entering the swarm")
+    with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
+        from swarm.model import Sampling
+        from swarm.text_stream import ScreenStreamer
+
+        screen.now("loading the embedding and the head")
+        model = peer.model()
+        sampling = Sampling(
+            max_new_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+        streamer = ScreenStreamer(model.tokenizer, screen.stream)
+        chat = model.tokenizer.chat_template is not None if options.chat is None else options.chat
+        if chat:
+            message = {"role": "user", "content": options.prompt}
+            model.chat([message], sampling, adapter=options.adapter, streamer=streamer)
+        else:
+            model.generate(options.prompt, sampling, adapter=options.adapter, streamer=streamer)
+        screen.stream("\n")
+
+
+def run_status(options: StatusOptions, screen: Screen) -> None:
+    """Who holds what, once or again and again."""
+    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    with Peer.enter(options.target, _config(options, network)) as peer:
+        while True:
+            status = peer.status()
+            if options.json:
+                screen.data(status.to_plain())
+            else:
+                screen.table(title(status), COLUMNS, status.rows())
+            if options.watch_seconds <= 0:
+                return
+            time.sleep(options.watch_seconds)
+
+
+def run_export(options: ExportOptions, screen: Screen) -> None:
+    """The newest adapter as a peft directory."""
+    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    screen.now("entering the swarm")
+    with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
+        screen.now("fetching the adapter of every block")
+        number = peer.export(options.directory)
+        screen.say(f"the adapter of round {number} is in {options.directory}; load it with PeftModel.from_pretrained")
+
+
+def progress_line(progress: Progress) -> str:
+    """A trainer's progress in one line."""
+    held_out = ""
+    if progress.eval_loss is not None:
+        held_out = f", held out {progress.eval_loss:.4f} (perplexity {progress.perplexity:.2f})"
+    return (
+        f"step {progress.step}, loss {progress.loss:.4f}{held_out}, {progress.tokens_per_second:.0f} tokens/s, "
+        f"round {progress.round}, {progress.peers} hosts"
+    )
+
+
+def _config(
+    options: PeerOptions,
+    network: NetworkConfig,
+    *,
+    rules: RouteRules | None = None,
+    model: str | None = None,
+    nickname: str = "",
+) -> PeerConfig:
+    return PeerConfig(
+        state_root=options.state_root,
+        cache_dir=options.cache_dir,
+        state=options.state,
+        network=network,
+        rules=rules or RouteRules(),
+        num_threads=options.threads or None,
+        model=model,
+        nickname=nickname,
+    )
