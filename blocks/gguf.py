@@ -26,7 +26,7 @@ _FORMAT = "1"  # raise it when the conversion changes, so that old directories a
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
-    """A directory with config, tokenizer and bf16-or-better safetensors of `file`, made now or before.
+    """A directory with config, tokenizer and fp32 safetensors of `file`, made now or before.
 
     The directory is named by the file's content and appears by one rename, so that a crash or a second process leaves
     no half of it.
