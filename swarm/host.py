@@ -32,11 +32,12 @@ from blocks.compute import SpanCompute
 from blocks.errors import BadAdapter
 from blocks.ledger import Ledger
 from blocks.load import SpanModel, load_span
+from blocks.open_work import TrainingLimits
 from blocks.optimizer import OptimizerConfig
 from blocks.snapshots import DIGEST_BYTES, Snapshot, SnapshotShelf
 from blocks.source import ModelSource
 from blocks.spans import Span, UnitId, parse_unit
-from blocks.training import SpanTrainer, TrainingLimits
+from blocks.training import SpanTrainer
 from blocks.unit_state import UnitState
 from blocks.worker import ComputeThread, Priority
 from peers.decode_service import PLAIN_LABEL

@@ -92,7 +92,7 @@ class Node:
         except BaseException:
             await network.stop()
             raise
-        node.spawn(network.wait_dead(), "p2pd")
+        node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
         return node
@@ -158,6 +158,17 @@ class Node:
             await self.hosting.stop()
         await self.pool.close()
         await self.network.stop()
+
+    async def _watch_daemon(self) -> None:
+        """A node without its p2pd reaches nobody: say so instead of waiting for answers.
+
+        Raises:
+            NetworkFailed: p2pd ended.
+        """
+        words = await self.network.wait_dead()
+        raise NetworkFailed(
+            f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
+        )
 
     async def _keep_known(self) -> None:
         """Store the run again before it expires, and remember who was there for the next start."""

@@ -57,8 +57,22 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Held-out loss (mean per token, nats) with the adapter of one round."""
+
+    round: int
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Of the held-out text; bounded, so that a loss that exploded still prints."""
+        return math.exp(min(self.loss, 50.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How a trainer stands. Losses are means per token in nats; `eval_loss` is of the last round's adapter."""
+    """How a trainer stands after a step. `loss` is the step's mean per token in nats, `evaluation` the last one."""
 
     step: int
     samples: int
@@ -66,21 +80,7 @@ class Progress:
     tokens_per_second: float
     round: int
     peers: int
-    eval_loss: float | None = None
-
-    @property
-    def perplexity(self) -> float | None:
-        """Of the held-out text."""
-        return None if self.eval_loss is None else math.exp(min(self.eval_loss, 50.0))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Held-out loss (mean per token, nats) with the adapter of one round."""
-
-    round: int
-    loss: float
-    tokens: int
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +211,7 @@ class Trainer:
             tokens_per_second=tokens / max(1e-9, time.monotonic() - began),
             round=self._view.round(),
             peers=self._view.num_peers(),
-            eval_loss=self.evaluations[-1].loss if self.evaluations else None,
+            evaluation=self.evaluations[-1] if self.evaluations else None,
         )
 
     async def _train_one(self, index: int, microbatch: Microbatch, slots: asyncio.Semaphore) -> HeadResult:
@@ -233,7 +233,7 @@ class Trainer:
             peer=self._view.me,
             nickname=self._config.nickname,
             loss=progress.loss,
-            eval_loss=progress.eval_loss,
+            eval_loss=None if progress.evaluation is None else progress.evaluation.loss,
             tokens_per_second=progress.tokens_per_second,
             step=progress.step,
             round=progress.round,
