@@ -118,7 +118,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
 
     def close(self) -> None:
         """Let go of all parts; who still asks is sent away."""
-        self.tensor_part_reducer.fail(AllreduceException("the round is over"))
+        self.tensor_part_reducer.fail(LostPeer(self.peer_id, "has ended the round"))
         self.finalize(cancel=True)
 
     async def rpc_aggregate_part(
@@ -261,7 +261,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         return self._failed(str(first), {error.peer for error in lost})
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
-        self.tensor_part_reducer.fail(AllreduceException(f"{self.peer_id.to_base58()} gave up: {reason}"))
+        # Names a culprit, or the handlers would blame those whom they serve.
+        culprit = next(iter(missing), self.peer_id)
+        self.tensor_part_reducer.fail(LostPeer(culprit, f"ended the class: {reason}"))
         return Reduced(
             tensors=None,
             reason=reason,
