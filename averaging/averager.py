@@ -118,7 +118,7 @@ class Averager:
         peers = tuple(entry.peer for entry in group.contributions)
         seconds = RoundSeconds(matchmaking=gathered - started)
         for entry in plan.left_out:
-            logger.info("left out round=%d peer=%s unit=%s reason=%s", number, entry.peer, entry.unit, entry.reason)
+            logger.debug("left out round=%d peer=%s unit=%s reason=%s", number, entry.peer, entry.unit, entry.reason)
         if plan.behind:
             return RoundOutcome(number=number, peers=peers, behind=True, kept=plan.kept, seconds=seconds)
         current = await self._read(read)

@@ -99,6 +99,21 @@ def agreed_start(proposals: Iterable[PeerProgress], number: int, now: float) -> 
     return min(moments, default=None)
 
 
+def plausible_round(own: int, others: Sequence[int], config: AveragingConfig) -> int:
+    """The newest completed round among `own` and the others' claims that this peer believes.
+
+    One peer alone may be a few rounds ahead, not absurdly many; what most others claim is believed whatever it is.
+    """
+    near = [number for number in others if number - own <= config.max_rounds_ahead]
+    common = sorted(others)[(len(others) - 1) // 2] if len(others) > 1 else own  # at least half stand there or later
+    return max([own, common, *near])
+
+
+def has_quorum(present: int, live: int) -> bool:
+    """Whether enough of a unit's live holders took part that no other group can have averaged it as well."""
+    return 2 * present > live
+
+
 def plan(group: Group, me: PeerId, config: AveragingConfig) -> Plan:
     """Who averages what with whom, from what the group's members have signed.
 

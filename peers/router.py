@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -93,6 +93,10 @@ class LiveRouter:
                 if peer != self._pool.me:
                     await self._probe(peer)
             await asyncio.gather(*(self._probe(peer) for peer in self.health.to_probe()))
+
+    async def check(self, peers: Collection[PeerId]) -> None:
+        """Ask all of `peers` whether they are there; who does not answer is out until it does."""
+        await asyncio.gather(*(self._probe(peer) for peer in peers if peer != self._pool.me))
 
     async def spread(self, span: Span) -> tuple[Hop, ...]:
         """See Router."""

@@ -26,7 +26,7 @@ from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
 from peers.train_service import TrainService
 from peers.units_service import UnitsService
 from swarm.config import RunSpec
-from swarm.errors import BadConfig
+from swarm.errors import BadCheckpoint, BadConfig
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
 from swarm.run_rules import lora_settings, optimizer_config
@@ -108,7 +108,10 @@ class Hosting:
 
     async def stop(self) -> None:
         """Keep what was learnt, say that this peer is gone, end the compute thread."""
-        await self.host.checkpoint()
+        try:
+            await self.host.checkpoint()
+        except BadCheckpoint as error:
+            logger.error("%s", error)
         await self.announcer.announce(seconds=1.0)
         await self._exchange.stop()
         await asyncio.to_thread(self.host.close)
@@ -150,7 +153,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
         directory=node.directory,
         pool=node.pool,
         dht_time=node.network.dht_time,
-        is_usable=node.router.health.is_usable,
+        router=node.router,
     )
     keeper = RoundKeeper(
         host,

@@ -9,12 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from averaging.averager import Averager, Link, RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
-from averaging.rounds import PeerProgress, agreed_start, should_begin
+from averaging.rounds import PeerProgress, agreed_start, has_quorum, plausible_round, should_begin
 from blocks.adapters import UnitTensors, unit_digest
 from blocks.errors import BadAdapter
 from blocks.spans import Span, UnitId, parse_unit
@@ -23,6 +23,7 @@ from peers.directory import Directory
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.records import ProgressRecord
+from peers.router import LiveRouter
 from peers.unit_client import fetch_newest
 from swarm.errors import BadCheckpoint
 from swarm.host import Host, RoundResult
@@ -50,7 +51,7 @@ class Surroundings:
     directory: Directory
     pool: Pool
     dht_time: Callable[[], float]
-    is_usable: Callable[[PeerId], bool]
+    router: LiveRouter
 
 
 class RoundKeeper:
@@ -71,8 +72,9 @@ class RoundKeeper:
         """Follow the run, until cancelled."""
         while True:
             records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
-            others = [r for r in records if r.peer != self._around.pool.me and self._around.is_usable(r.peer)]
-            if max((r.round for r in others), default=0) > self._host.round:
+            others = self._usable(records)
+            self._note_samples(others)
+            if self._newest(others) > self._host.round:
                 await self.catch_up(others)
             await self._maybe_average(others)
             await self._progress.tell()
@@ -83,7 +85,7 @@ class RoundKeeper:
         if others is None:
             records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
             others = [r for r in records if r.peer != self._around.pool.me]
-        newest = max((record.round for record in others), default=0)
+        newest = self._newest(others)
         found: dict[UnitId, UnitState] = {}
         for unit, own in self._host.units.items():
             block = parse_unit(unit)[1]
@@ -118,11 +120,13 @@ class RoundKeeper:
                 return
             self._progress.proposal = (number, moment)
             await self._progress.tell()
-        expected = 1 + sum(record.round == self._host.round for record in others)
-        await self.average(number, moment, expected)
+        company = [record for record in others if record.round == self._host.round]
+        # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
+        await self._around.router.check([record.peer for record in company])
+        await self.average(number, moment, self._usable(company))
 
-    async def average(self, number: int, begin_at: float, expected: int) -> None:
-        """One round: average with whoever comes, apply, checkpoint. A round that fails says why and is tried again."""
+    async def average(self, number: int, begin_at: float, company: Sequence[ProgressRecord]) -> None:
+        """One round with those of `company` who come: average, apply, checkpoint. A round that fails says why."""
         counted = self._host.weights()
         try:
             async with AsyncExitStack() as stack:
@@ -132,8 +136,14 @@ class RoundKeeper:
                     return await self._host.read_live()
 
                 outcome = await self._averager.run_round(
-                    number, begin_at=begin_at, expected=expected, weights=counted, read=read, link=self._config.link
+                    number,
+                    begin_at=begin_at,
+                    expected=1 + len(company),
+                    weights=counted,
+                    read=read,
+                    link=self._config.link,
                 )
+                outcome = withhold(outcome, company)
                 if not outcome.behind:
                     result = RoundResult(
                         number=number, applied=outcome.applied, weights=outcome.weights, counted=counted
@@ -150,6 +160,25 @@ class RoundKeeper:
         self.rounds_done += 1
         self._log(outcome)
         await self._save()
+
+    def _usable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
+        """The others of whom no call has failed lately."""
+        health = self._around.router.health
+        return [record for record in records if record.peer != self._around.pool.me and health.is_usable(record.peer)]
+
+    def _newest(self, others: Sequence[ProgressRecord]) -> int:
+        """The newest completed round that this peer believes in."""
+        return plausible_round(self._host.round, [record.round for record in others], self._config.averaging)
+
+    def _note_samples(self, others: Sequence[ProgressRecord]) -> None:
+        """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
+        seen: dict[int, int] = {}
+        own = self._host.weights()
+        for unit, state in self._host.units.items():
+            block = parse_unit(unit)[1]
+            since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
+            seen[block] = state.total_samples + since + round(own[unit])
+        self._host.trainer.note_swarm_samples(seen)
 
     async def _save(self) -> None:
         try:
@@ -185,6 +214,18 @@ class RoundKeeper:
             if sum(entry.samples for entry in holders) > sum(entry.samples for entry in best):
                 best = holders
         return best
+
+
+def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundOutcome:
+    """Leave out units of which too few live holders came: the others may have averaged them among themselves."""
+    reason = "too few of its live holders came"
+    kept = {}
+    for unit in outcome.applied:
+        holders = [record.peer for record in company if parse_unit(unit)[1] in record.span]
+        if not has_quorum(1 + sum(peer in outcome.peers for peer in holders), 1 + len(holders)):
+            kept[unit] = reason
+    applied = {unit: tensors for unit, tensors in outcome.applied.items() if unit not in kept}
+    return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
 
 
 def _worth_asking(
