@@ -87,7 +87,8 @@ class LiveRouter:
     async def refresh(self) -> None:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
-            self.records = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
+            found = await self._directory.find_hosts(self._config.run, self._config.whole)
+            self.records = tuple(record for record in found if "host" in record.roles)
             for peer in {record.peer for record in self.records} - self._rtt_seconds.keys():
                 self._rtt_seconds.setdefault(peer, 0.0 if peer == self._pool.me else 0.05)
                 if peer != self._pool.me:

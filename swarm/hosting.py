@@ -76,8 +76,8 @@ class Announcer:
                 if self._host.round != said:
                     break
 
-    async def announce(self, *, seconds: float = RECORD_LIFE_SECONDS) -> None:
-        """Publish the record as of now; it holds for `seconds`."""
+    async def announce(self, *, leaving: bool = False) -> None:
+        """Publish the record as of now; `leaving` says that this peer is a host no more."""
         host, node = self._host, self._node
         record = PeerRecord(
             run=node.config.run,
@@ -93,7 +93,9 @@ class Announcer:
             software=node.hello().software,
             dtype=str(host.config.dtype).removeprefix("torch."),
             nickname=self._config.nickname,
-            expires_at=node.network.dht_time() + seconds,
+            # The DHT keeps what expires last, so a goodbye is a newer record without the role, not a shorter one.
+            roles=() if leaving else ("host",),
+            expires_at=node.network.dht_time() + RECORD_LIFE_SECONDS,
         )
         self.sealed = seal_record(node.network.identity, record)
         await node.directory.publish(record)
@@ -112,7 +114,7 @@ class Hosting:
             await self.host.checkpoint()
         except BadCheckpoint as error:
             logger.error("%s", error)
-        await self.announcer.announce(seconds=1.0)
+        await self.announcer.announce(leaving=True)
         await self._exchange.stop()
         await asyncio.to_thread(self.host.close)
 
