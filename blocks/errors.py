@@ -31,3 +31,11 @@ class CacheFull(BlockError):
 
 class BadSession(BlockError):
     """A decode request does not fit its session: unknown id, wrong position, too many tokens."""
+
+
+class Busy(BlockError):
+    """This host holds as much unfinished work as it may; try another, or later."""
+
+
+class BadGradient(BlockError):
+    """A gradient is not finite."""

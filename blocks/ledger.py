@@ -1,7 +1,7 @@
 """Rules for microbatches on one host: what is open, pending, counted, and when a unit's step is due.
 
-Pure: no clock, no network, no torch. A microbatch is *open* from its forward pass to its backward pass, *pending* from
-there to its commit, and then *counted*, once per block, however often it is repeated.
+Pure: no clock, no network, no torch. What a host computes of a microbatch is a *piece*: *open* from its forward pass to
+its backward pass, *pending* from there to its commit, and then *counted*, once per block, however often it is repeated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from blocks.spans import Span
 
 REMEMBERED_IDS = 4096  # counted ids kept per trainer's life; older ones are refused, so they cannot count twice
 REMEMBERED_LIVES = 256
+LIVES_PER_TRAINER = 4  # so that nobody pushes others out of the books by drawing new lives
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,9 +26,16 @@ class MicrobatchId:
     index: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Piece:
+    """Some blocks of one microbatch. When a host dies, a neighbour may have to compute two pieces of the same one."""
+
+    microbatch: MicrobatchId
+    span: Span
+
+
 @dataclass(slots=True)
 class _Entry:
-    span: Span
     deadline: float
     samples: int
     tokens: int = 0
@@ -59,44 +67,49 @@ class Ledger:
         self.span = span
         self.batch_size = batch_size
         self.tallies: dict[int, Tally] = {block: Tally() for block in span.blocks()}
-        self._entries: dict[MicrobatchId, _Entry] = {}
+        self._entries: dict[Piece, _Entry] = {}
         self._lives: OrderedDict[tuple[str, int], _Life] = OrderedDict()
 
-    def open(self, microbatch: MicrobatchId, span: Span, *, samples: int, deadline: float) -> None:
-        """A forward pass was made. A repeated id replaces what was there."""
-        self._entries[microbatch] = _Entry(span=span, deadline=deadline, samples=samples)
+    def open(self, piece: Piece, *, samples: int, deadline: float) -> None:
+        """A forward pass was made. A repeated piece replaces what was there."""
+        self._entries[piece] = _Entry(deadline=deadline, samples=samples)
 
-    def answer(self, microbatch: MicrobatchId, *, tokens: int, deadline: float) -> None:
+    def answer(self, piece: Piece, *, tokens: int, deadline: float) -> None:
         """Its backward pass was made: it is pending until it is committed or `deadline` passes."""
-        entry = self._entries[microbatch]
+        entry = self._entries[piece]
         entry.is_open, entry.tokens, entry.deadline = False, tokens, deadline
 
-    def is_open(self, microbatch: MicrobatchId) -> bool:
+    def is_open(self, piece: Piece) -> bool:
         """Whether its forward pass was made and its backward pass not."""
-        entry = self._entries.get(microbatch)
+        entry = self._entries.get(piece)
         return entry is not None and entry.is_open
 
-    def is_pending(self, microbatch: MicrobatchId) -> bool:
+    def is_pending(self, piece: Piece) -> bool:
         """Whether its gradient waits for a commit."""
-        entry = self._entries.get(microbatch)
+        entry = self._entries.get(piece)
         return entry is not None and not entry.is_open
 
-    def is_counted(self, microbatch: MicrobatchId) -> bool:
-        """Whether it was counted for at least one block, or is too old to tell."""
+    def is_counted(self, piece: Piece) -> bool:
+        """Whether its microbatch was counted for all its blocks, or is too old to tell."""
+        microbatch = piece.microbatch
         life = self._lives.get((microbatch.trainer, microbatch.life))
-        return life is not None and (microbatch in life.counted or microbatch.step <= life.forgotten_step)
+        if life is None:
+            return False
+        return microbatch.step <= life.forgotten_step or life.counted.get(microbatch, set()).issuperset(
+            piece.span.blocks()
+        )
 
-    def commit(self, microbatch: MicrobatchId) -> frozenset[int]:
-        """Count a pending microbatch; returns the blocks whose gradients are to be added now (maybe none).
+    def commit(self, piece: Piece) -> frozenset[int]:
+        """Count a pending piece; returns the blocks whose gradients are to be added now (maybe none).
 
-        The caller has checked `is_pending`. A block for which the id was counted before is left out.
+        The caller has checked `is_pending`. A block for which the microbatch was counted before is left out.
         """
-        entry = self._entries.pop(microbatch)
+        entry, microbatch = self._entries.pop(piece), piece.microbatch
         life = self._life_of(microbatch)
         if microbatch.step <= life.forgotten_step:
             return frozenset()
         before = life.counted.setdefault(microbatch, set())
-        fresh = frozenset(entry.span.blocks()) - before
+        fresh = frozenset(piece.span.blocks()) - before
         before |= fresh
         if len(life.counted) > REMEMBERED_IDS:
             oldest, _ = life.counted.popitem(last=False)
@@ -109,21 +122,25 @@ class Ledger:
             tally.total_samples += entry.samples
         return fresh
 
-    def drop(self, microbatch: MicrobatchId) -> bool:
-        """Forget an open or pending microbatch; returns whether there was one."""
-        return self._entries.pop(microbatch, None) is not None
+    def drop(self, piece: Piece) -> bool:
+        """Forget an open or pending piece; returns whether there was one."""
+        return self._entries.pop(piece, None) is not None
 
-    def overdue(self, now: float) -> list[MicrobatchId]:
-        """Open and pending microbatches whose deadline has passed."""
-        return [microbatch for microbatch, entry in self._entries.items() if entry.deadline <= now]
+    def overdue(self, now: float) -> list[Piece]:
+        """Open and pending pieces whose deadline has passed."""
+        return [piece for piece, entry in self._entries.items() if entry.deadline <= now]
 
-    def open_ids(self) -> list[MicrobatchId]:
-        """Microbatches between their forward and their backward pass: no parameter may change under these."""
-        return [microbatch for microbatch, entry in self._entries.items() if entry.is_open]
+    def open_pieces(self) -> list[Piece]:
+        """Pieces between their forward and their backward pass: no parameter may change under these."""
+        return [piece for piece, entry in self._entries.items() if entry.is_open]
 
-    def of_trainer(self, trainer: str, life: int) -> list[MicrobatchId]:
-        """Open and pending microbatches of one life of one trainer."""
-        return [m for m in self._entries if (m.trainer, m.life) == (trainer, life)]
+    def pieces(self) -> list[Piece]:
+        """All open and pending pieces."""
+        return list(self._entries)
+
+    def pieces_of(self, microbatch: MicrobatchId) -> list[Piece]:
+        """Open and pending pieces of one microbatch."""
+        return [piece for piece in self._entries if piece.microbatch == microbatch]
 
     def due(self) -> list[int]:
         """Blocks whose committed samples have reached the batch size."""
@@ -144,6 +161,10 @@ class Ledger:
 
     def _life_of(self, microbatch: MicrobatchId) -> _Life:
         key = (microbatch.trainer, microbatch.life)
+        if key not in self._lives:
+            own = [known for known in self._lives if known[0] == microbatch.trainer]
+            if len(own) >= LIVES_PER_TRAINER:
+                del self._lives[own[0]]
         life = self._lives.setdefault(key, _Life())
         self._lives.move_to_end(key)
         while len(self._lives) > REMEMBERED_LIVES:

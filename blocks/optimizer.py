@@ -12,7 +12,15 @@ from torch import nn
 from blocks.errors import BadAdapter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Moments = dict[str, dict[str, torch.Tensor]]
+"""By tensor name, then by moment: checked state of one unit's AdamW."""
+
 _STEP = "step"
+# By Cauchy-Schwarz |mean| <= (1-b1) / sqrt((1-b2) (1-b1^2/b2)) * sqrt(square) = 7.27 sqrt(square) for AdamW's default
+# betas, and averages of peers keep that; the floor covers squares that underflow. A forged pair beyond it would throw
+# the parameters to infinity in one step.
+_MEAN_BOUND = 8.0
+_MEAN_FLOOR = 1e-16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,18 +71,23 @@ class UnitOptimizer:
         )
 
     def step(self, gradients: Mapping[str, torch.Tensor], *, samples: int) -> float:
-        """One step with `gradients` (fp32, already divided by the token count); returns their norm before clipping."""
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        """One step with `gradients` (fp32, already divided by the token count); returns their norm before clipping.
+
+        Nothing changes where that norm is not finite: one overflow would be in the moments for good.
+        """
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
+        if not math.isfinite(norm):
+            return norm
         scale = 1.0
         if self._config.clip_norm > 0:
-            scale = min(1.0, self._config.clip_norm / (float(norm) + 1e-6))  # torch's clip_grad_norm_ adds the same
+            scale = min(1.0, self._config.clip_norm / (norm + 1e-6))  # torch's clip_grad_norm_ adds the same
         for name, parameter in self._parameters.items():
             parameter.grad = (gradients[name] * scale).to(parameter.device, parameter.dtype)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate(self._config, samples)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def read(self) -> dict[str, torch.Tensor]:
         """Moments by `TENSOR/exp_avg`, `TENSOR/exp_avg_sq` and the step count; fp32 on the CPU. Empty before a step."""
@@ -91,13 +104,20 @@ class UnitOptimizer:
         """Take the moments that `read` gave, here or on another peer.
 
         Raises:
-            BadAdapter: a tensor is missing, has another shape, or is not finite or not a second moment.
+            BadAdapter: a tensor is missing, misshapen, not finite, or not what AdamW can come to.
         """
+        self.take(self.parse(state))
+
+    def parse(self, state: Mapping[str, torch.Tensor]) -> Moments:
+        """Check moments from outside, for `take`; nothing changes. Raises as `write` does."""
         if not state:
-            return
-        fresh = {name: self._checked(name, parameter, state) for name, parameter in self._parameters.items()}
-        for name, parameter in self._parameters.items():
-            self._adamw.state[parameter] = fresh[name]
+            return {}
+        return {name: self._checked(name, parameter, state) for name, parameter in self._parameters.items()}
+
+    def take(self, moments: Moments) -> None:
+        """Put parsed moments in place; none leave the state as it is."""
+        for name, tensors in moments.items():
+            self._adamw.state[self._parameters[name]] = tensors
 
     def _checked(
         self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]
@@ -105,13 +125,16 @@ class UnitOptimizer:
         moments: dict[str, torch.Tensor] = {}
         for moment in MOMENTS:
             tensor = state.get(f"{name}/{moment}")
-            if tensor is None or tensor.shape != parameter.shape or not bool(torch.isfinite(tensor).all()):
-                raise BadAdapter(f"optimizer state of {name} ({moment}) is missing, misshapen or not finite")
+            if tensor is None or tensor.shape != parameter.shape or tensor.is_complex():
+                raise BadAdapter(f"optimizer state of {name} ({moment}) is missing or misshapen")
             moments[moment] = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
-        if bool((moments["exp_avg_sq"] < 0).any()):
-            raise BadAdapter(f"optimizer state of {name} has a negative second moment")
+            if not bool(torch.isfinite(moments[moment]).all()):
+                raise BadAdapter(f"optimizer state of {name} ({moment}) is not finite")
+        mean, square = moments["exp_avg"], moments["exp_avg_sq"]
+        if bool((square < 0).any()) or bool((mean.abs() > _MEAN_BOUND * square.sqrt() + _MEAN_FLOOR).any()):
+            raise BadAdapter(f"optimizer state of {name} has moments that AdamW cannot come to")
         step = state.get(f"{name}/{_STEP}")
-        if step is None or step.numel() != 1 or not 0 <= float(step) < 1e9:
+        if step is None or step.numel() != 1 or step.is_complex() or not 0 <= float(step) < 1e9:
             raise BadAdapter(f"optimizer state of {name} has no valid step count")
         moments[_STEP] = torch.tensor(float(step))
         return moments

@@ -150,20 +150,22 @@ class Backward:
 
     kind: ClassVar[str] = "backward"
     microbatch: MicrobatchId = wired(_MICROBATCH)
+    span: Span = wired(_SPAN)
     tokens: int = wired(integer(1, 1 << 31))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """The whole chain has answered: count this microbatch, once."""
+    """The whole chain has answered: count this microbatch for these blocks, once."""
 
     kind: ClassVar[str] = "commit"
     microbatch: MicrobatchId = wired(_MICROBATCH)
+    span: Span = wired(_SPAN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drop:
-    """The trainer gives this microbatch up."""
+    """The trainer gives this microbatch up, on all blocks."""
 
     kind: ClassVar[str] = "drop"
     microbatch: MicrobatchId = wired(_MICROBATCH)
@@ -284,5 +286,5 @@ def parse_message(kind: str, body: Mapping[str, object]) -> Message:
     """
     message_type = _TYPES.get(kind)
     if message_type is None:
-        raise BadMessage(f"unknown message kind '{kind}'; the other peer may be newer, update this one")
+        raise BadMessage(f"unknown message kind {kind!r}; the other peer may be newer, update this one")
     return from_body(message_type, kind, body)

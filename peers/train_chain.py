@@ -142,7 +142,8 @@ class TrainChain:
         """The gradient of a leg's input. A leg that fails is replaced in `legs` by those that did its work."""
         assert leg.grad is not None
         try:
-            return await self._ask(leg.hop.peer, Backward(microbatch=work.id, tokens=tokens), leg.grad)
+            message = Backward(microbatch=work.id, span=leg.hop.span, tokens=tokens)
+            return await self._ask(leg.hop.peer, message, leg.grad)
         except (PeerLost, Refused) as error:
             self._note_failure(leg.hop.peer, error, 0)
         place = legs.index(leg)
@@ -161,7 +162,8 @@ class TrainChain:
             try:
                 for each in reversed(fresh):
                     each.grad = grad
-                    grad = await self._ask(each.hop.peer, Backward(microbatch=work.id, tokens=tokens), grad)
+                    message = Backward(microbatch=work.id, span=each.hop.span, tokens=tokens)
+                    grad = await self._ask(each.hop.peer, message, grad)
             except (PeerLost, Refused) as error:
                 self._note_failure(each.hop.peer, error, 0)
                 continue
@@ -178,7 +180,7 @@ class TrainChain:
             current = todo.pop()
             for attempt in range(2):  # twice at the same host: a commit whose answer was lost may have counted
                 try:
-                    await self._call(current.hop.peer, Commit(microbatch=work.id), ())
+                    await self._call(current.hop.peer, Commit(microbatch=work.id, span=current.hop.span), ())
                     break
                 except PeerLost as error:
                     if attempt == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blocks.ledger import MicrobatchId
+from blocks.ledger import MicrobatchId, Piece
 from blocks.snapshots import SnapshotShelf
 from blocks.spans import Span
 from blocks.training import Microbatch, SpanTrainer
@@ -15,6 +15,8 @@ from peers.errors import BadMessage, Refused
 from peers.messages import Backward, Commit, Drop, Evaluate, Forward, RefusalCode
 from peers.network import PeerId
 
+_PRUNE_FROM = 1024
+
 
 class TrainService(Handler):
     """One host's `train` streams."""
@@ -22,6 +24,7 @@ class TrainService(Handler):
     def __init__(self, trainer: SpanTrainer, shelf: SnapshotShelf, edge: Edge) -> None:
         self._trainer, self._shelf, self._edge = trainer, shelf, edge
         self._stream_of: dict[MicrobatchId, int] = {}
+        self._prune_at = _PRUNE_FROM
 
     async def answer(self, question: Question) -> Answer:
         """Answer one question; see messages.py for what each carries."""
@@ -29,18 +32,13 @@ class TrainService(Handler):
             case Forward() as message:
                 return await self._forward(question, message)
             case Backward() as message:
-                self._check_owner(question.peer, message.microbatch)
-                grad = self._edge.hidden(question.tensors, most=1)
-                out = await self._trainer.backward(message.microbatch, grad, tokens=message.tokens)
-                return Answer(tensors=(out,))
+                return await self._backward(question, message)
             case Commit() as message:
                 self._check_owner(question.peer, message.microbatch)
-                await self._trainer.commit(message.microbatch)
-                self._stream_of.pop(message.microbatch, None)
+                await self._trainer.commit(Piece(message.microbatch, message.span))
             case Drop() as message:
                 self._check_owner(question.peer, message.microbatch)
                 self._trainer.drop(message.microbatch)
-                self._stream_of.pop(message.microbatch, None)
             case Evaluate() as message:
                 check_span(message.span, self._trainer.ledger.span)
                 hidden, mask = self._activations(question.tensors)
@@ -66,7 +64,27 @@ class TrainService(Handler):
         microbatch = Microbatch(
             id=message.microbatch, span=message.span, samples=message.samples, hidden_BTD=hidden, mask_BT=mask
         )
-        return Answer(tensors=(await self._trainer.forward(microbatch),))
+        try:
+            return Answer(tensors=(await self._trainer.forward(microbatch),))
+        finally:
+            self._prune()
+
+    async def _backward(self, question: Question, message: Backward) -> Answer:
+        self._check_owner(question.peer, message.microbatch)
+        grad = self._edge.hidden(question.tensors, most=1)
+        # Steps divide by the sum of these counts, so a false one would shrink what others have learnt.
+        if message.tokens > grad.shape[0] * grad.shape[1]:
+            raise BadMessage(f"{message.tokens} tokens are claimed for a gradient of {tuple(grad.shape[:2])}")
+        piece = Piece(message.microbatch, message.span)
+        return Answer(tensors=(await self._trainer.backward(piece, grad, tokens=message.tokens),))
+
+    def _prune(self) -> None:
+        """Forget the streams of microbatches that are counted or dropped, now and then."""
+        if len(self._stream_of) >= self._prune_at:
+            ledger = self._trainer.ledger
+            live = {piece.microbatch for piece in ledger.pieces()}
+            self._stream_of = {m: stream for m, stream in self._stream_of.items() if m in live}
+            self._prune_at = max(_PRUNE_FROM, 2 * len(self._stream_of))
 
     def _activations(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden = self._edge.hidden(tensors, most=2)
