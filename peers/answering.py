@@ -9,9 +9,10 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
-from blocks.errors import BadAdapter, BadSession, BadSpan, BlockError, CacheFull
+from blocks.errors import BadAdapter, BadSession, BadSpan, BlockError, Busy, CacheFull
 from peers.calls import HELLO_SECONDS, Answer, Question, Traffic, check_tensors, hello_refusal
 from peers.errors import BadMessage, Refused, StreamClosed
 from peers.fields import to_body
@@ -22,9 +23,11 @@ from peers.wire import Frame, read_frame, write_frame
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 256  # questions of one stream at a time; the next is read when one is answered
+MAX_IN_FLIGHT_BYTES = 256 << 20  # likewise, of their tensors
 
 _CODES: dict[type[Exception], RefusalCode] = {
     BadSession: RefusalCode.SESSION,
+    Busy: RefusalCode.BUSY,
     CacheFull: RefusalCode.FULL,
     BadSpan: RefusalCode.SPAN,
     BadAdapter: RefusalCode.MALFORMED,
@@ -56,8 +59,7 @@ class CallServer:
             if not await self._greet(stream, lock):
                 return
             async with asyncio.TaskGroup() as tasks:
-                slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-                running: set[asyncio.Task[None]] = set()
+                running: dict[asyncio.Task[None], int] = {}
                 while True:
                     try:
                         frame = await read_frame(stream.reader)
@@ -65,18 +67,24 @@ class CallServer:
                         break
                     except BadMessage as error:
                         logger.warning("stream refused peer=%s reason=%s", stream.peer, error)
-                        await _send(stream, lock, 0, Answer(message=_refusal(error)))
+                        await self._say_why(stream, lock, error)
                         break
-                    self._traffic.add(stream.peer, frame.kind, received=frame.num_bytes)
-                    await slots.acquire()
                     task = tasks.create_task(self._answer_one(stream, lock, number, frame))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                    task.add_done_callback(lambda _: slots.release())
+                    running[task] = frame.num_bytes
+                    task.add_done_callback(running.pop)
+                    del frame, task  # else the last question's tensors stay until the next one comes
+                    while len(running) >= MAX_IN_FLIGHT or sum(running.values()) >= MAX_IN_FLIGHT_BYTES:
+                        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in running:  # the asker is gone: nobody waits for these
                     task.cancel()
         finally:
             await self._handler.stream_closed(stream.peer, number)
+
+    async def _say_why(self, stream: ByteStream, lock: asyncio.Lock, error: BadMessage) -> None:
+        """Tell the other side why its stream ends, if it listens."""
+        with suppress(StreamClosed, TimeoutError):
+            async with asyncio.timeout(HELLO_SECONDS):
+                await _send(stream, lock, 0, Answer(message=_refusal(error)))
 
     async def _greet(self, stream: ByteStream, lock: asyncio.Lock) -> bool:
         ours = self._hello()
@@ -97,29 +105,41 @@ class CallServer:
         return refusal is None
 
     async def _answer_one(self, stream: ByteStream, lock: asyncio.Lock, number: int, frame: Frame) -> None:
+        kind = "malformed"  # only known kinds are counted, else an asker could make the counters grow
         try:
             message = parse_message(frame.kind, frame.body)
+            kind = message.kind
+            self._traffic.add(stream.peer, kind, received=frame.num_bytes)
             await check_tensors(frame.tensors)
             question = Question(peer=stream.peer, stream=number, message=message, tensors=frame.tensors)
             answer = await self._handler.answer(question)
         except (BadMessage, Refused, BlockError) as error:
-            logger.info("refused peer=%s kind=%s reason=%s", stream.peer, frame.kind, error)
+            logger.info("refused peer=%s kind=%r reason=%s", stream.peer, frame.kind, error)
             answer = Answer(message=_refusal(error))
         except Exception:
             # An outer edge: one bad request must not end the peer; the traceback is ours, the asker gets a sentence.
             logger.exception("request failed peer=%s kind=%s", stream.peer, frame.kind)
             answer = Answer(message=Refusal(code=RefusalCode.INTERNAL, reason=f"{frame.kind} failed on this host"))
         try:
-            sent = await _send(stream, lock, frame.request, answer)
+            sent = await _send_fitting(stream, lock, frame.request, answer)
         except StreamClosed:
             return
-        self._traffic.add(stream.peer, frame.kind, sent=sent)
+        self._traffic.add(stream.peer, kind, sent=sent)
 
 
 async def _send(stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer) -> int:
     frame = Frame(request=request, kind=answer.message.kind, body=to_body(answer.message), tensors=answer.tensors)
     async with lock:
         return await write_frame(stream.writer, frame)
+
+
+async def _send_fitting(stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer) -> int:
+    """Send an answer, or say that it is too large to be sent."""
+    try:
+        return await _send(stream, lock, request, answer)
+    except BadMessage as error:
+        logger.warning("answer not sent peer=%s kind=%s reason=%s", stream.peer, answer.message.kind, error)
+        return await _send(stream, lock, request, Answer(message=_refusal(error)))
 
 
 def as_refused(error: BadMessage | BlockError) -> Refused:

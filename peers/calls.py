@@ -108,7 +108,8 @@ class Caller:
             raise Refused(theirs.reason, theirs.code)
         refusal = hello_refusal(ours, theirs)
         if refusal is not None or not isinstance(theirs, Hello):
-            raise Refused(refusal.reason if refusal else "no hello came", RefusalCode.VERSION)
+            code = refusal.code if refusal else RefusalCode.MALFORMED
+            raise Refused(refusal.reason if refusal else "no hello came", code)
         self.theirs = theirs
         self._reader = asyncio.create_task(self._read())
 
@@ -125,12 +126,13 @@ class Caller:
             raise StreamClosed(f"the stream to {self.peer} is closed")
         request = next(self._requests)
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if only the writing failed
         self._waiting[request] = future
         frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors))
         try:
             async with asyncio.timeout(seconds):
                 async with self._lock:
-                    sent = await write_frame(self._stream.writer, frame)
+                    sent = await self._write(frame)
                 self._traffic.add(self.peer, message.kind, sent=sent)
                 reply = await future
         finally:
@@ -141,6 +143,16 @@ class Caller:
             raise Refused(answer.reason, answer.code)
         await check_tensors(reply.tensors)
         return Answer(message=answer, tensors=reply.tensors)
+
+    async def _write(self, frame: Frame) -> int:
+        if self.is_closed:
+            raise StreamClosed(f"the stream to {self.peer} is closed")
+        try:
+            return await write_frame(self._stream.writer, frame)
+        except asyncio.CancelledError:
+            # Half a frame may be out: whatever came after it would be read as its rest.
+            self._end("a message was cut off")
+            raise
 
     async def close(self) -> None:
         """Close the stream and fail whoever still waits."""
@@ -158,6 +170,8 @@ class Caller:
                     future.set_result(frame)
         except (StreamClosed, BadMessage) as error:
             self._end(str(error))
+        finally:
+            self._end("nobody reads it any more")
 
     def _end(self, reason: str) -> None:
         self.is_closed = True

@@ -46,20 +46,22 @@ class Pool:
             PeerLost: the peer is gone, did not answer within `seconds`, or answered nonsense.
             Refused: the peer says no, with a code and a reason.
         """
-        if peer == self.me:
-            return await self._call_self(kind, message, tensors)
+        caller: Caller | None = None
         try:
-            caller = await self._caller(peer, kind)
-            return await caller.call(message, tensors, seconds=seconds)
+            async with asyncio.timeout(seconds):
+                if peer == self.me:
+                    return await self._call_self(kind, message, tensors)
+                caller = await self._caller(peer, kind)
+                return await caller.call(message, tensors, seconds=seconds)
         except Refused as error:
             if error.code in (RefusalCode.RUN, RefusalCode.VERSION):
                 raise PeerLost(f"peer {peer}: {error}") from error
             raise
         except TimeoutError as error:
-            await self._forget(peer, kind)
+            await self._forget(peer, kind, caller)
             raise PeerLost(f"peer {peer} did not answer a '{message.kind}' in {seconds:.0f} s") from error
         except (StreamClosed, NetworkFailed, BadMessage) as error:
-            await self._forget(peer, kind)
+            await self._forget(peer, kind, caller)
             raise PeerLost(f"peer {peer}: {error}") from error
 
     async def close(self) -> None:
@@ -86,7 +88,9 @@ class Pool:
                 caller = self._callers[key] = await dial(self._network, peer, kind, self._hello(), self._traffic)
             return caller
 
-    async def _forget(self, peer: PeerId, kind: str) -> None:
-        caller = self._callers.pop((peer, kind), None)
+    async def _forget(self, peer: PeerId, kind: str, caller: Caller | None) -> None:
+        """Close a caller that failed; another that was dialled meanwhile stays."""
         if caller is not None:
+            if self._callers.get((peer, kind)) is caller:
+                del self._callers[peer, kind]
             await caller.close()

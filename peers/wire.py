@@ -81,8 +81,10 @@ async def write_frame(writer: asyncio.StreamWriter, frame: Frame) -> int:
 
     Raises:
         StreamClosed: the other side is gone.
-        BadMessage: the frame is larger than any peer would read.
+        BadMessage: the frame is larger than any peer would read, or of a dtype that does not travel; nothing was sent.
     """
+    if not all(t.dtype in _NAMES for t in frame.tensors):
+        raise BadMessage(f"a tensor of {[str(t.dtype) for t in frame.tensors if t.dtype not in _NAMES]} cannot be sent")
     header = msgpack.packb(
         {
             "q": frame.request,
@@ -149,7 +151,8 @@ def _spec(item: object) -> tuple[torch.dtype, tuple[int, ...]]:
     shape = tuple(item[1])
     if dtype is None or len(shape) > MAX_DIMENSIONS:
         raise BadMessage("a tensor of an unknown dtype or with too many dimensions was refused")
-    if not all(type(extent) is int and 0 <= extent <= MAX_EXTENT for extent in shape):
+    whole = all(type(extent) is int and 0 <= extent <= MAX_EXTENT for extent in shape)
+    if not whole or math.prod(max(1, extent) for extent in shape) > MAX_EXTENT:  # torch multiplies strides even of none
         raise BadMessage("a tensor's shape is malformed")
     return dtype, shape
 
