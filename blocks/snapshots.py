@@ -52,6 +52,10 @@ class SnapshotShelf:
         """The snapshot of one round."""
         return next((s for s in reversed(self._snapshots) if s.round == number), None)
 
+    def has(self, label: str) -> bool:
+        """Whether the snapshot is still here."""
+        return label in self._uses
+
     def pin(self, label: str) -> None:
         """A session begins to use a snapshot."""
         self._uses[label] += 1

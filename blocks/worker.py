@@ -55,6 +55,7 @@ class ComputeThread:
         self._order = itertools.count()
         self._num_threads = num_threads
         self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -64,10 +65,11 @@ class ComputeThread:
         Raises:
             RuntimeError: the thread was closed.
         """
-        if self._closed:
-            raise RuntimeError("the compute thread is closed")
         job = _Job(call)
-        self._jobs.put((priority, next(self._order), job))  # type: ignore[arg-type]  # Queue is invariant
+        with self._closing:  # else a job could come after the last one and never run
+            if self._closed:
+                raise RuntimeError("the compute thread is closed")
+            self._jobs.put((priority, next(self._order), job))  # type: ignore[arg-type]  # Queue is invariant
         return job.future
 
     async def run(self, priority: Priority, call: Callable[[], T]) -> T:
@@ -80,9 +82,10 @@ class ComputeThread:
 
     def close(self) -> None:
         """Finish what is queued, then end the thread. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self._jobs.put((Priority.CLOSE, next(self._order), None))
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put((Priority.CLOSE, next(self._order), None))
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=60)
 
@@ -94,3 +97,4 @@ class ComputeThread:
             if job is None:
                 return
             job.run()
+            del job  # it may hold a graph, and the next job may be far away

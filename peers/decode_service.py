@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from peers.network import PeerId
 from peers.train_service import check_span
 
 PLAIN_LABEL = "plain"
+MAX_SESSIONS = 1024  # short sessions take few cache bytes, but objects of their own
 
 
 @dataclass(slots=True)
@@ -90,12 +93,14 @@ class DecodeService(Handler):
         key = _key(question.peer, message.session)
         if key in self._sessions:
             raise BadSession(f"session {message.session} is open already; close it or choose another id")
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise Refused(f"{MAX_SESSIONS} sessions are open here; try another host", RefusalCode.FULL)
         snapshot = self._snapshot(message)
         label = PLAIN_LABEL if message.plain else snapshot.label
         # Taken before the first await, so that no round can drop the snapshot between the choice and the pin.
         if not message.plain:
             self._parts.shelf.pin(label)
-        self._sessions[key] = _Session(
+        session = self._sessions[key] = _Session(
             stream=question.stream, label=label, deadline=self._clock() + self._idle_seconds, pinned=not message.plain
         )
         try:
@@ -106,8 +111,13 @@ class DecodeService(Handler):
                 ),
             )
         except BaseException:
-            self._forget(key)
+            # Cancelled, the job may be at work already: what it opens is closed after it. Not so where the stream
+            # closed meanwhile and the session ended (and another may have its name).
+            if self._sessions.get(key) is session:
+                self._submit_end(key)
             raise
+        if self._sessions.get(key) is not session:
+            raise BadSession(f"session {message.session} was closed while it was opened; open it again")
         digests = {} if message.plain else {b: snapshot.digests[b] for b in message.span.blocks()}
         return Answer(message=Opened(round=snapshot.round, digests=digests))
 
@@ -116,6 +126,9 @@ class DecodeService(Handler):
         session = self._sessions.get(key)
         if session is None:
             raise BadSession(f"session {message.session} is not open here; open it again and send its inputs")
+        if session.pinned and not self._parts.shelf.has(session.label):
+            await self._end(key)
+            raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
         hidden, mask, positions = self._inputs(question.tensors, message)
         session.deadline = self._clock() + self._idle_seconds
         output = await self._parts.thread.run(
@@ -157,13 +170,16 @@ class DecodeService(Handler):
 
     async def _end(self, key: str) -> None:
         if key in self._sessions:
-            self._forget(key)
-            await self._parts.thread.run(Priority.DECODE, lambda: self._parts.caches.close(key))
+            # Shielded: a job that is cancelled before its turn would leave the cache behind for good.
+            await asyncio.shield(asyncio.wrap_future(self._submit_end(key)))
 
-    def _forget(self, key: str) -> None:
+    def _submit_end(self, key: str) -> Future[None]:
+        """Forget a session now and free its cache behind all jobs that it has queued."""
         session = self._sessions.pop(key)
+        freed = self._parts.thread.submit(Priority.DECODE, lambda: self._parts.caches.close(key))
         if session.pinned:
             self._parts.drop_versions(self._parts.shelf.unpin(session.label))
+        return freed
 
 
 def _key(peer: PeerId, session: str) -> str:
