@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +56,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     for unit, state in checkpoint.units.items():
         standing[unit] = [state.round, state.weight, state.total_samples, state.digest.hex()]
         for name, tensor in state.tensors.items():
-            tensors[f"{unit}{_SEPARATOR}{name}"] = tensor.contiguous()
+            tensors[f"{unit}{_SEPARATOR}{name}"] = _own(tensor)
         for name, tensor in state.moments.items():
-            tensors[f"{unit}{_SEPARATOR}{_MOMENTS}{name}"] = tensor.contiguous()
+            tensors[f"{unit}{_SEPARATOR}{_MOMENTS}{name}"] = _own(tensor)
     metadata = {
         "format": _FORMAT,
         "run": checkpoint.run,
@@ -77,12 +78,17 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise BadCheckpoint(
             f"checkpoint {path} was not written ({error.strerror}); free space or check its permissions"
         ) from None
-    for old in _files(directory)[KEEP:]:
-        old.unlink(missing_ok=True)
+    with suppress(OSError):  # what cannot be removed only takes space
+        # Never the one just written, though torn ones of later rounds may stand before it.
+        for old in [each for each in _files(directory) if each != path][KEEP - 1 :]:
+            old.unlink(missing_ok=True)
+        for left in directory.glob(".round-*.safetensors.*"):  # of a process that died while it wrote
+            left.unlink(missing_ok=True)
     return path
 
 
@@ -104,6 +110,11 @@ def load_newest(directory: Path, *, run: str, layout: str) -> Checkpoint | None:
             raise BadCheckpoint(f"{path} was made with other adapter settings or another model; give another --state")
         return checkpoint
     return None
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with memory of its own, as safetensors refuses tensors that are views of one buffer."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _files(directory: Path) -> list[Path]:
@@ -152,7 +163,7 @@ def _parse(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.
                 UnitId(name), (int(number), float(weight), int(total), bytes.fromhex(digest)), tensors
             )
         return Checkpoint(run=metadata["run"], layout=metadata["layout"], round=int(metadata["round"]), units=units)
-    except (KeyError, TypeError, ValueError, AttributeError, BadSpan) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, BadSpan) as error:
         raise BadCheckpoint(f"{path} is malformed ({error})") from None
 
 
