@@ -73,7 +73,10 @@ class HivemindExchange:
     async def stop(self) -> None:
         """Serve nobody any more."""
         self._retire()
-        await self._servicer.remove_p2p_handlers(self._network.p2p, namespace=self._run)
+        try:
+            await self._servicer.remove_p2p_handlers(self._network.p2p, namespace=self._run)
+        except NETWORK_ERRORS as error:
+            logger.debug("handlers were not removed from a p2pd that is gone reason=%r", error)
 
     async def gather(self, mine: Contribution, *, begin_at: float, deadline: float, expected: int) -> Group | None:
         """One matchmaking; None when no group was found, or the leader's list is not to be trusted."""

@@ -114,10 +114,18 @@ class HivemindNetwork:
         return float(get_dht_time())
 
     async def addresses(self) -> tuple[str, ...]:
-        """Where others can dial this node now, each ending in /p2p/PEER; empty in client mode."""
+        """Where others can dial this node now, each ending in /p2p/PEER; empty in client mode.
+
+        Raises:
+            NetworkFailed: p2pd is gone.
+        """
         if self.config.client_mode:
             return ()
-        return tuple(str(address) for address in await self.p2p.get_visible_maddrs(latest=True))
+        try:
+            visible = await self.p2p.get_visible_maddrs(latest=True)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            raise NetworkFailed(f"p2pd of peer {self.peer_id} does not answer: {one_line(error)}") from error
+        return tuple(str(address) for address in visible)
 
     async def remember(self, addresses: Iterable[str]) -> None:
         """Put addresses of other peers (from their records) into the address book, for the next start.

@@ -20,6 +20,7 @@ from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from peers.decode_service import DecodeParts, DecodeService
 from peers.edge import Edge
+from peers.errors import NetworkFailed
 from peers.messages import PROTOCOL_MAX, PROTOCOL_MIN, StreamKind
 from peers.placement import pick_span
 from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
@@ -114,9 +115,13 @@ class Hosting:
             await self.host.checkpoint()
         except BadCheckpoint as error:
             logger.error("%s", error)
-        await self.announcer.announce(leaving=True)
-        await self._exchange.stop()
-        await asyncio.to_thread(self.host.close)
+        try:
+            await self.announcer.announce(leaving=True)
+        except NetworkFailed as error:
+            logger.info("left without a word: %s", error)  # p2pd is gone; the record expires by itself
+        finally:
+            await self._exchange.stop()
+            await asyncio.to_thread(self.host.close)
 
 
 async def start_hosting(node: Node, config: HostingConfig) -> Hosting:

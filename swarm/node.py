@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
 _FIND_RUN_SECONDS = 20.0
@@ -82,7 +84,7 @@ class Node:
             config.network,
             run=config.run,
             identity_path=config.state / "identity",
-            address_book=config.state / "peers.json",
+            address_book=config.state / BOOK_NAME,
         )
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
@@ -149,15 +151,16 @@ class Node:
             task.result()
 
     async def stop(self) -> None:
-        """Leave: checkpoint, withdraw, close streams, end p2pd."""
+        """Leave: checkpoint, withdraw, close streams, end p2pd; a step that fails does not keep the others from it."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.hosting is not None:
-            await self.hosting.stop()
-        await self.pool.close()
-        await self.network.stop()
+        async with AsyncExitStack() as leaving:
+            leaving.push_async_callback(self.network.stop)
+            leaving.push_async_callback(self.pool.close)
+            if self.hosting is not None:
+                await self.hosting.stop()
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.
