@@ -12,9 +12,10 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ from blocks.client import ClientModel
 from blocks.ledger import MicrobatchId
 from blocks.worker import ComputeThread, Priority
 from peers.directory import Directory
+from peers.errors import NoRoute, Refused
 from peers.network import PeerId
 from peers.records import TrainerRecord
 from peers.train_chain import HeadResult, TrainChain, Work
@@ -29,6 +31,8 @@ from swarm.data import DataPosition, DataStream, Microbatch, SampleSet, parse_po
 from swarm.errors import BadCheckpoint
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STATE_NAME = "trainer.json"
 _RECORD_LIFE_SECONDS = 60.0
@@ -175,7 +179,7 @@ class Trainer:
                 hidden = await self._chain.evaluate(await self._head.embed(microbatch), microbatch.mask_BT)
                 return await self._head.evaluate(microbatch, hidden)
 
-        results = await asyncio.gather(*(one(microbatch) for microbatch in held_out))
+        results = await _together(one(microbatch) for microbatch in held_out)
         tokens = sum(count for _, count in results)
         found = Evaluation(round=number, loss=sum(loss for loss, _ in results) / max(1, tokens), tokens=tokens)
         self.evaluations.append(found)
@@ -190,12 +194,9 @@ class Trainer:
         # At least as many microbatches as may be in flight, so that the hosts of a chain work at the same time.
         budget = min(self._config.token_budget, max(_SMALLEST_TOKENS, padded // self._config.in_flight))
         microbatches = split_microbatches(batch.samples, budget)
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(self._train_one(index, microbatch, slots))
-                for index, microbatch in enumerate(microbatches)
-            ]
-        results = [task.result() for task in running]
+        results = await _together(
+            self._train_one(index, microbatch, slots) for index, microbatch in enumerate(microbatches)
+        )
         labelled = sum(result.tokens for result in results)
         tokens = sum(int(microbatch.mask_BT.sum()) for microbatch in microbatches)
         self._step += 1
@@ -240,6 +241,23 @@ class Trainer:
             expires_at=now + _RECORD_LIFE_SECONDS,
         )
         await self._view.directory.publish(record)
+
+
+async def _together(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """All results in order. The first failure ends the others; what a caller can meet comes as itself, not in a group.
+
+    Raises:
+        NoRoute, Refused: as the works do.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(work) for work in works]
+    except ExceptionGroup as group:
+        expected = [error for error in group.exceptions if isinstance(error, (NoRoute, Refused))]
+        if len(expected) < len(group.exceptions):
+            raise  # a bug among them keeps its traceback
+        raise expected[0] from None
+    return [task.result() for task in running]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
