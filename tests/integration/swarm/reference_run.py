@@ -45,9 +45,7 @@ class _Adapter:
             task_type="CAUSAL_LM",
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*is_gradient_checkpointing"
-            )  # peft, of transformers' next major
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # read by peft
             self.model: PeftModel = get_peft_model(local_model(source), lora)
         self.by_block: dict[int, dict[str, torch.nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
