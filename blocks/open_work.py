@@ -145,7 +145,8 @@ class OpenWork:
         while self._ledger.open_pieces():
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout=max(0.0, deadline - self._clock()))
+                async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                    await self._changed.wait()
             except TimeoutError:
                 late = self._ledger.open_pieces()
                 logger.warning("dropped late microbatches count=%d waited=%.0fs", len(late), self._limits.drain_seconds)

@@ -144,7 +144,8 @@ class SpanTrainer:
         """Make the steps that are due and drop what is overdue, until cancelled."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), timeout=sweep_seconds)
+                async with asyncio.timeout(sweep_seconds):  # not wait_for, which may swallow a cancellation
+                    await self._due.wait()
             self._work.sweep()
             if self._due.is_set():
                 self._due.clear()
