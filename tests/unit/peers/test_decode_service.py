@@ -1,0 +1,213 @@
+"""Decoding sessions of strangers: named by their owner alone, pinned to a snapshot, freed however they end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from blocks.adapters import LoraSettings, add_version, attach, drop_version, read_units, versions
+from blocks.cache import SessionCaches
+from blocks.errors import BadSession, CacheFull
+from blocks.load import SpanModel, load_span
+from blocks.snapshots import Snapshot, SnapshotShelf
+from blocks.source import ModelSource, find_model
+from blocks.spans import Span
+from blocks.worker import ComputeThread, Priority
+from peers.calls import Answer, Question
+from peers.decode_service import DecodeParts, DecodeService
+from peers.edge import Edge
+from peers.errors import BadMessage, Refused
+from peers.messages import CloseSession, Message, Opened, OpenSession, RefusalCode, Step
+from peers.network import PeerId
+from tests.unit.blocks.conftest import save_tiny
+
+HELD = Span(2, 4)
+HIDDEN_BTD = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(2))
+
+
+@dataclass
+class Host:
+    service: DecodeService
+    model: SpanModel
+    caches: SessionCaches
+    thread: ComputeThread
+    shelf: SnapshotShelf
+    now: float = 0.0
+
+    async def ask(self, message: Message, *tensors: torch.Tensor, peer: str = "ann", stream: int = 1) -> Answer:
+        question = Question(peer=PeerId(peer), stream=stream, message=message, tensors=tensors)
+        return await self.service.answer(question)
+
+    def publish(self, number: int) -> None:
+        """A round ended."""
+        add_version(self.model, f"s{number}", read_units(self.model))
+        digests = {block: bytes([number]) * 8 for block in HELD.blocks()}
+        self.drop_versions(self.shelf.add(Snapshot(label=f"s{number}", round=number, digests=digests)))
+
+    def drop_versions(self, snapshots: list[Snapshot]) -> None:
+        for snapshot in snapshots:
+            self.thread.submit(Priority.STEP, lambda label=snapshot.label: drop_version(self.model, label))
+
+    async def idle(self) -> None:
+        await self.thread.run(Priority.CLOSE, lambda: None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    directory = tmp_path_factory.mktemp("llama")
+    save_tiny("llama", directory)
+    return find_model(str(directory), cache_dir=directory / "cache")
+
+
+@pytest.fixture
+def host(source: ModelSource) -> Iterator[Host]:
+    model = load_span(source, HELD, dtype=torch.float32, device=torch.device("cpu"))
+    attach(model, LoraSettings(seed=1, rank=2))
+    caches, thread, shelf = SessionCaches(model, 100_000), ComputeThread(num_threads=1), SnapshotShelf(keep=2)
+    made: list[Host] = []
+
+    def drop_versions(gone: list[Snapshot]) -> None:
+        made[0].drop_versions(gone)
+
+    parts = DecodeParts(span=HELD, caches=caches, thread=thread, shelf=shelf, drop_versions=drop_versions)
+    edge = Edge(hidden_size=64, max_positions=source.max_positions)
+    service = DecodeService(parts, edge, idle_seconds=10.0, clock=lambda: made[0].now)
+    made.append(Host(service=service, model=model, caches=caches, thread=thread, shelf=shelf))
+    made[0].publish(1)
+    yield made[0]
+    thread.close()
+
+
+def opening(session: str = "s", *, max_length: int = 16, **changes: object) -> OpenSession:
+    return OpenSession(session=session, span=HELD, batch=1, max_length=max_length, **changes)  # type: ignore[arg-type]
+
+
+async def test_steps_and_rollback_give_what_one_pass_gives(host: Host) -> None:
+    answer = await host.ask(opening())
+    assert answer.message == Opened(round=1, digests={2: b"\1" * 8, 3: b"\1" * 8})
+    (whole,) = (await host.ask(Step(session="s", position=0), HIDDEN_BTD)).tensors
+    (again,) = (await host.ask(Step(session="s", position=5), HIDDEN_BTD[:, 5:])).tensors
+    torch.testing.assert_close(again, whole[:, 5:], rtol=0, atol=1e-5)
+    await host.ask(CloseSession(session="s"))
+    await host.ask(CloseSession(session="s"))
+    assert host.caches.sessions == ()
+
+
+async def test_another_peer_cannot_name_a_session(host: Host) -> None:
+    await host.ask(opening())
+    with pytest.raises(BadSession, match="not open here"):
+        await host.ask(Step(session="s", position=0), HIDDEN_BTD, peer="mallory", stream=2)
+    await host.ask(CloseSession(session="s"), peer="mallory", stream=2)
+    await host.ask(opening(), peer="mallory", stream=2)
+    await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+    with pytest.raises(BadSession, match="another id"):
+        await host.ask(opening())
+
+
+async def test_what_does_not_fit_is_refused_and_the_session_goes_on(host: Host) -> None:
+    await host.ask(opening(max_length=8))
+    await host.ask(Step(session="s", position=0), HIDDEN_BTD[:, :4])
+    with pytest.raises(BadSession, match="position 6"):
+        await host.ask(Step(session="s", position=6), HIDDEN_BTD[:, :1])
+    with pytest.raises(BadSession, match="ends at 8"):
+        await host.ask(Step(session="s", position=4), HIDDEN_BTD[:, :5])
+    with pytest.raises(BadMessage, match="announced"):
+        await host.ask(Step(session="s", position=4, has_mask=True), HIDDEN_BTD[:, :1])
+    await host.ask(Step(session="s", position=4), HIDDEN_BTD[:, 4:])
+    for message in (opening("x", max_length=129), OpenSession(session="x", span=Span(1, 3), batch=1, max_length=4)):
+        with pytest.raises(Refused):
+            await host.ask(message)
+    with pytest.raises(Refused) as refused:
+        await host.ask(opening("x", round=9))
+    assert refused.value.code == RefusalCode.SNAPSHOT
+
+
+async def test_a_full_cache_refuses_and_leaves_nothing(host: Host) -> None:
+    held = host.caches.free_bytes
+    with pytest.raises(CacheFull):
+        await asyncio.gather(*(host.ask(opening(f"s{i}", max_length=128)) for i in range(9)))
+    await host.service.stream_closed(PeerId("ann"), 1)
+    await host.idle()
+    assert host.caches.free_bytes == held
+    await host.ask(opening())
+
+
+async def test_silent_sessions_are_freed(host: Host) -> None:
+    await host.ask(opening("quiet"))
+    await host.ask(opening("busy"))
+    host.now = 9.0
+    await host.ask(Step(session="busy", position=0), HIDDEN_BTD)
+    host.now = 12.0
+    await host.service.sweep()
+    assert host.caches.sessions == ("ann/busy",)
+
+
+async def test_a_pinned_snapshot_survives_rounds_and_goes_with_its_session(host: Host) -> None:
+    await host.ask(opening())
+    for number in range(2, 6):
+        host.publish(number)
+    await host.idle()
+    assert "s1" in versions(host.model)
+    assert "s2" not in versions(host.model)
+    await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+    await host.ask(opening("same", digests={2: b"\1" * 8, 3: b"\1" * 8}))
+    await host.ask(CloseSession(session="s"))
+    await host.ask(Step(session="same", position=0), HIDDEN_BTD)
+    await host.ask(CloseSession(session="same"))
+    await host.idle()
+    assert "s1" not in versions(host.model)
+
+
+async def test_a_session_on_a_very_old_snapshot_is_told_so(host: Host) -> None:
+    await host.ask(opening())
+    for number in range(2, 14):
+        await host.ask(opening(f"n{number}", max_length=1))
+        host.publish(number)
+    with pytest.raises(Refused) as refused:
+        await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+    assert refused.value.code == RefusalCode.SNAPSHOT
+    assert len(versions(host.model)) < 12
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_a_stream_that_closes_while_a_session_opens_leaves_nothing(host: Host, started: bool) -> None:
+    free, go, begun = host.caches.free_bytes, threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    open_really = host.caches.open
+
+    def slow_open(*args: object, **options: object) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait(10)
+        open_really(*args, **options)  # type: ignore[arg-type]
+
+    host.caches.open = slow_open  # type: ignore[method-assign]
+    if not started:
+        host.thread.submit(Priority.DECODE, lambda: (loop.call_soon_threadsafe(begun.set), go.wait(10)))
+    task = asyncio.create_task(host.ask(opening()))
+    await begun.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    closing = asyncio.create_task(host.service.stream_closed(PeerId("ann"), 1))
+    go.set()
+    await closing
+    await host.idle()
+    assert host.caches.sessions == ()
+    assert host.caches.free_bytes == free
+    host.caches.open = open_really  # type: ignore[method-assign]
+    await host.ask(opening())
+
+
+async def test_a_cancelled_close_frees_the_cache_all_the_same(host: Host) -> None:
+    await host.ask(opening())
+    task = asyncio.create_task(host.ask(CloseSession(session="s")))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await host.idle()
+    assert host.caches.sessions == ()
