@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TypeVar
 
 import uvloop
@@ -21,7 +22,14 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[object, object, T]) -> T:
-        """Wait for `work` in the calling thread; on Ctrl-C it is cancelled before the interrupt goes on."""
+        """Wait for `work` in the calling thread; on Ctrl-C it is cancelled before the interrupt goes on.
+
+        Raises:
+            RuntimeError: the loop was closed.
+        """
+        if self.loop.is_closed():
+            work.close()
+            raise RuntimeError("the loop is closed; start a new node")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
@@ -32,7 +40,8 @@ class LoopThread:
     def close(self) -> None:
         """Cancel what runs and end the thread."""
         if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result(timeout=30)
+            with suppress(TimeoutError):  # what does not end when cancelled must not keep the process
+                asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result(timeout=30)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout=30)
             self.loop.close()
