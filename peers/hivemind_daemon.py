@@ -46,6 +46,7 @@ _STOP_SECONDS = 3.0
 _RETRY_SECONDS = 0.05
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
+os.setsid()  # Ctrl-C in a terminal goes to the whole process group; this peer ends p2pd itself, after its goodbye
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):

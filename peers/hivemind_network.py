@@ -86,7 +86,8 @@ class HivemindNetwork:
         known, fresh = hints
         peers = tuple(a for a in dict.fromkeys(config.bootstrap + known) if not a.endswith(f"/p2p/{identity.peer}"))
         _check_port_is_free(config)
-        if peers and not fresh and await is_taken_elsewhere(identity.peer, peers, _IDENTITY_PROBE_SECONDS):
+        asked = peers or config.bootstrap  # all of them are this peer itself: somebody may be answering in its name
+        if asked and not fresh and await is_taken_elsewhere(identity.peer, asked, _IDENTITY_PROBE_SECONDS):
             raise BadIdentity(
                 f"identity {identity_path} ({identity.peer}) is in use by another peer of this swarm; "
                 "stop that one or give this peer another --state"

@@ -43,6 +43,8 @@ class Router(Protocol):
 class RouterConfig:
     """The run and its blocks; how often the directory is read, how long a caller waits for a route, and a probe takes.
 
+    A caller that waits says so in the log after `refresh_seconds`, and again every `tell_seconds`.
+
     `rules` say whom this peer never, or exclusively, routes through.
     """
 
@@ -52,10 +54,11 @@ class RouterConfig:
     refresh_seconds: float = 3.0
     retry_seconds: float = 0.5
     wait_seconds: float = 300.0
+    tell_seconds: float = 20.0
     probe_seconds: float = 3.0
 
     def __post_init__(self) -> None:
-        if min(self.refresh_seconds, self.retry_seconds, self.wait_seconds, self.probe_seconds) <= 0:
+        if min(self.refresh_seconds, self.retry_seconds, self.wait_seconds, self.tell_seconds, self.probe_seconds) <= 0:
             raise ValueError("the router's times must be positive")
 
 
@@ -113,7 +116,7 @@ class LiveRouter:
 
     async def _wait(self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
         deadline = self._clock() + self._config.wait_seconds
-        told = False
+        tell_at = self._clock() + self._config.refresh_seconds
         while True:
             out = frozenset(self.health.unusable()) | avoid | frozenset(self._config.rules.avoid)
             try:
@@ -122,11 +125,10 @@ class LiveRouter:
                 if self._clock() >= deadline:
                     waited = f"waited {self._config.wait_seconds:.0f} s"
                     raise NoRoute(f"{error} ({waited}; {self._excuses()})") from error
-                if told:
-                    logger.debug("still waiting: %s", error)
-                elif self.records:
-                    logger.warning("waiting: %s", error)
-                    told = True
+                if self._clock() >= tell_at:
+                    tell_at = self._clock() + self._config.tell_seconds
+                    left = deadline - self._clock()
+                    logger.warning("waiting, at most %.0f s more: %s; %s", left, error, self._excuses())
             await self.refresh()
             await asyncio.sleep(self._config.retry_seconds)
 

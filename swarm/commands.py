@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from peers.config import NetworkConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from swarm.train import Evaluation, Progress
 
 _STATUS_SECONDS = 2.0
+_CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each other; clients come later
 
 
 def run_join(options: JoinOptions, screen: Screen) -> None:
@@ -59,9 +61,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         avoid=frozenset(PeerId(peer) for peer in options.avoid),
         allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
     )
-    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    network = _client(options)
     screen.now("entering the swarm")
-    with Peer.enter(options.target, _config(options, network, rules=rules, model=options.model)) as peer:
+    config = replace(_config(options, network, model=options.model), rules=rules, route_seconds=options.wait_seconds)
+    with Peer.enter(options.target, config) as peer:
         screen.now("reading the data")
         data = peer.load(options.data)
         held_out = peer.load(options.eval_data) if options.eval_data else None
@@ -74,9 +77,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
 
 def run_generate(options: GenerateOptions, screen: Screen) -> None:
     """Text from the run's model, as it is made."""
-    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    network = _client(options)
+    config = replace(_config(options, network, model=options.model), route_seconds=options.wait_seconds)
     screen.now("entering the swarm")
-    with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
+    with Peer.enter(options.target, config) as peer:
         from swarm.model import Sampling
         from swarm.text_stream import ScreenStreamer
 
@@ -100,7 +104,7 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
 
 def run_status(options: StatusOptions, screen: Screen) -> None:
     """Who holds what, once or again and again."""
-    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    network = _client(options)
     with Peer.enter(options.target, _config(options, network)) as peer:
         while True:
             status = peer.status()
@@ -115,12 +119,15 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
 
 def run_export(options: ExportOptions, screen: Screen) -> None:
     """The newest adapter as a peft directory."""
-    network = NetworkConfig(bootstrap=options.peers, client_mode=True)
+    network = _client(options)
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
         screen.now("fetching the adapter of every block")
         number = peer.export(options.directory)
         screen.say(f"the adapter of round {number} is in {options.directory}; load it with PeftModel.from_pretrained")
+        if number == 0:
+            every = peer.node.spec.rounds.round_samples
+            screen.say(f"no round was completed yet, so this adapter is untrained; one comes every {every} samples")
 
 
 def progress_line(progress: Progress) -> str:
@@ -159,11 +166,14 @@ class TrainingView:
             self._screen.say(evaluation_line(evaluations[-1]))
 
 
+def _client(options: PeerOptions) -> NetworkConfig:
+    return NetworkConfig(bootstrap=options.peers, client_mode=True, start_seconds=_CLIENT_START_SECONDS)
+
+
 def _config(
     options: PeerOptions,
     network: NetworkConfig,
     *,
-    rules: RouteRules | None = None,
     model: str | None = None,
     nickname: str = "",
 ) -> PeerConfig:
@@ -172,7 +182,6 @@ def _config(
         cache_dir=options.cache_dir,
         state=options.state,
         network=network,
-        rules=rules or RouteRules(),
         num_threads=options.threads or None,
         model=model,
         nickname=nickname,

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
-_FIND_RUN_SECONDS = 20.0
+_FIND_RUN_SECONDS = 10.0
 _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
 
 

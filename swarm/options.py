@@ -72,7 +72,8 @@ class JoinOptions(PeerOptions):
 class TrainOptions(PeerOptions):
     """`swarm train`: bring data. `steps` 0 goes on until the run's `total_samples` or until stopped.
 
-    `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through.
+    `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
+    it waits while some block has no live holder.
     """
 
     data: tuple[Path, ...]
@@ -81,11 +82,15 @@ class TrainOptions(PeerOptions):
     avoid: frozenset[str] = frozenset()
     only: frozenset[str] = frozenset()
     model: str | None = None
+    wait_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions(PeerOptions):
-    """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can."""
+    """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can.
+
+    `wait_seconds` is how long to wait while some block has no live holder.
+    """
 
     prompt: str
     max_tokens: int = 128
@@ -95,6 +100,7 @@ class GenerateOptions(PeerOptions):
     adapter: bool = True
     chat: bool | None = None
     model: str | None = None
+    wait_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from blocks.spans import Span
+from peers.address_book import save_addresses
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
@@ -20,9 +21,9 @@ from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join import MAX_BOOTSTRAP, Join, RunDirectory, save_join
 from swarm.loop import LoopThread
-from swarm.node import Node, NodeConfig
+from swarm.node import BOOK_NAME, Node, NodeConfig
 from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of, sign_run
-from swarm.state import StateDirectory, claim_state, lock_state
+from swarm.state import OWN_STATE, StateDirectory, claim_state, lock_state
 from swarm.status import Status, look
 
 if TYPE_CHECKING:
@@ -70,11 +71,13 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
         """
-        run, blob, bootstrap = _resolve(target)
+        run, blob, known = _resolve(target)
+        network = _with_bootstrap(config.network, known, target, blob)
         state = _claim(target, config, run)
         loop = LoopThread()
         try:
-            network = _with_bootstrap(config.network, bootstrap)
+            if known and not network.bootstrap:
+                save_addresses(state.path / BOOK_NAME, known)
             node_config = NodeConfig(
                 run=run,
                 network=network,
@@ -84,7 +87,7 @@ class Peer:
                 route_seconds=config.route_seconds,
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
-            if isinstance(target, RunDirectory):
+            if isinstance(target, RunDirectory) and not network.client_mode:
                 save_join(target.path, peer.join)
         except BaseException:
             loop.close()
@@ -206,7 +209,7 @@ class Peer:
 
 
 def _resolve(target: Join | RunDirectory) -> tuple[RunId, bytes | None, tuple[str, ...]]:
-    """The run's id, the owner's signed settings where they are here, and whom to ask first."""
+    """The run's id, the owner's signed settings where they are here, and peers that are known."""
     if isinstance(target, Join):
         return target.run_id, None, target.peers
     spec = load_config(target.path / CONFIG_NAME)
@@ -217,20 +220,32 @@ def _resolve(target: Join | RunDirectory) -> tuple[RunId, bytes | None, tuple[st
         return target.join.run_id, None, target.join.peers
     key = load_owner_key(key_path)
     run = run_id_of(public_bytes(key), spec)
-    return run, sign_run(spec, key), ()
+    return run, sign_run(spec, key), () if target.join is None else target.join.peers
 
 
 def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:
     """The chosen directory; else the run directory's own where it is free; else the first free one."""
     if config.state is not None:
         return lock_state(config.state)
-    if isinstance(target, RunDirectory):
+    if isinstance(target, RunDirectory) and not config.network.client_mode:
         try:
-            return lock_state(target.path / "peer")
+            return lock_state(target.path / OWN_STATE)
         except BadConfig as error:
             logger.debug("%s", error)  # a second peer from the same directory gets a state of its own
     return claim_state(config.state_root, run)
 
 
-def _with_bootstrap(network: NetworkConfig, found: Iterable[str]) -> NetworkConfig:
-    return replace(network, bootstrap=tuple(dict.fromkeys([*network.bootstrap, *found])))
+def _with_bootstrap(
+    network: NetworkConfig, known: Iterable[str], target: Join | RunDirectory, blob: bytes | None
+) -> NetworkConfig:
+    """Known peers must answer, unless a host has the owner's key: it may be the first, or the first one back.
+
+    Raises:
+        BadJoinString: trainers and clients need somebody to start from, and nobody is known.
+    """
+    if network.client_mode or blob is None:
+        network = replace(network, bootstrap=tuple(dict.fromkeys([*network.bootstrap, *known])))
+    if network.client_mode and not network.bootstrap:
+        where = target.path if isinstance(target, RunDirectory) else target.run_name
+        raise BadJoinString(f"no peer of this run is known yet; start its first one with `swarm join {where}`")
+    return network

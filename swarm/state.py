@@ -12,6 +12,7 @@ from swarm.errors import BadConfig
 from swarm.run import RunId
 
 IDENTITY_NAME = "identity"  # the peer's libp2p key, see peers/identity.py
+OWN_STATE = "peer"  # in a run's directory: the state of the host that was started from it
 _LOCK_NAME = "lock"
 _MAX_PEERS = 256  # of one run on one machine
 

@@ -52,6 +52,18 @@ def peer_options(command: Command) -> Command:
     return command
 
 
+def wait_option(default_seconds: int) -> Callable[[Command], Command]:
+    """Add --wait: a trainer can sit out a restart, a person who asks for a text wants to know soon."""
+    return click.option(
+        "--wait",
+        type=click.FloatRange(1, 86400),
+        default=default_seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait while nobody holds some block.",
+    )
+
+
 def peer_fields(given: PeerGiven) -> PeerFields:
     """What was given, resolved.
 

@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option
 from swarm.cli.report import screen
 from swarm.options import GenerateOptions
 
@@ -20,6 +20,7 @@ class _Given(PeerGiven):
     adapter: bool
     chat: bool | None
     model: str | None
+    wait: float
 
 
 @click.command(
@@ -41,6 +42,7 @@ Examples:
 @click.option(
     "--chat/--raw", "chat", default=None, help="As a chat turn, or as plain text; default: chat if the model can."
 )
+@wait_option(60)
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and generate."""
@@ -55,6 +57,7 @@ def command(**given: Unpack[_Given]) -> None:
             adapter=given["adapter"],
             chat=given["chat"],
             model=given["model"],
+            wait_seconds=given["wait"],
         )
         from swarm.commands import run_generate
 

@@ -9,8 +9,8 @@ import click
 from swarm.cli.arguments import JOIN_HELP
 from swarm.cli.paths import state_root
 from swarm.cli.report import screen
-from swarm.join import resolve_join, target_run_id
-from swarm.state import IDENTITY_NAME, state_path
+from swarm.join import RunDirectory, resolve_join, target_run_id
+from swarm.state import IDENTITY_NAME, OWN_STATE, state_path
 
 
 @click.command(
@@ -31,5 +31,13 @@ def command(join: str | None, state: Path | None) -> None:
     with screen() as shown:
         from peers.identity import load_or_create
 
-        path = state or state_path(state_root(), target_run_id(resolve_join(join or "")))
+        path = state or _state_of(join or "")
         shown.result(load_or_create(path / IDENTITY_NAME).peer)
+
+
+def _state_of(join: str) -> Path:
+    """Where `swarm join` with the same words keeps its state, if it is the only peer of the run on this machine."""
+    target = resolve_join(join)
+    if isinstance(target, RunDirectory):
+        return target.path / OWN_STATE
+    return state_path(state_root(), target_run_id(target))

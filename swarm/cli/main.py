@@ -38,9 +38,10 @@ def main(verbose: int) -> None:
     Start a run of your own:        swarm init tales --model HuggingFaceTB/SmolLM2-135M-Instruct
                                     swarm join tales/
     """
-    from swarm.cli.report import set_up_logging
+    from swarm.cli.report import set_up_logging, stop_on_signals
 
     set_up_logging(verbose)
+    stop_on_signals()
 
 
 if __name__ == "__main__":

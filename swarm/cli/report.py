@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 from rich.console import Console
@@ -17,7 +19,25 @@ from rich.table import Table
 from swarm.errors import EXPECTED_ERRORS
 
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where the screen cannot replace a line
-_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this command to end. It unwinds like Ctrl-C, so that everything is closed in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number  # as shells expect
+
+
+def stop_on_signals() -> None:
+    """End on SIGTERM and SIGHUP (a closed terminal) as on Ctrl-C: leave the swarm, keep the state. Called once."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _raise_stopped)
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 @contextmanager
@@ -26,28 +46,38 @@ def plain_errors(stopped: str = "stopped") -> Iterator[None]:
 
     Raises:
         click.ClickException: for every expected error inside.
-        SystemExit: with 130 after Ctrl-C.
+        SystemExit: with 130 after Ctrl-C, 143 after SIGTERM.
     """
     expected: list[str] = []
-    interrupted = False
+    interrupted = 0
     try:
         yield
     except* EXPECTED_ERRORS as group:
         expected = _messages(group)
-    except* KeyboardInterrupt:
-        interrupted = True
+    except* KeyboardInterrupt as group:
+        interrupted = _exit_code(group)
     # Raised out here, because what is raised inside except* comes out in a group.
     if expected:
         raise click.ClickException("; ".join(expected))
     if interrupted:
         click.echo(stopped, err=True)
-        raise SystemExit(_INTERRUPTED)
+        raise SystemExit(interrupted)
+
+
+class _EchoHandler(logging.Handler):
+    """Writes to stderr as it is now: above the progress line while rich shows one, instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
 
 
 def set_up_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with `-v` what happens, with `-vv` everything. Called once, by the group of commands."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    words = "%(message)s" if verbosity == 0 else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler = _EchoHandler()
+    handler.setFormatter(logging.Formatter(words))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class TerminalScreen:
@@ -64,6 +94,7 @@ class TerminalScreen:
         self._clock = clock
         self._status: Status | None = None
         self._next_line_at = clock()
+        self._said = ""
         self._shown_table = False
 
     def say(self, line: str) -> None:
@@ -81,8 +112,9 @@ class TerminalScreen:
                 self._status = self._err.status(escape(line))
                 self._status.start()
             self._status.update(escape(line))
-        elif self._clock() >= self._next_line_at:
+        elif line != self._said and self._clock() >= self._next_line_at:
             self._next_line_at = self._clock() + _SECONDS_BETWEEN_LINES
+            self._said = line
             self.say(line)
 
     def stream(self, piece: str) -> None:
@@ -124,6 +156,13 @@ def screen(stopped: str = "stopped") -> Iterator[TerminalScreen]:
             yield shown
         finally:
             shown.close()
+
+
+def _exit_code(group: BaseExceptionGroup[BaseException]) -> int:
+    first = group.exceptions[0]
+    if isinstance(first, BaseExceptionGroup):
+        return _exit_code(first)
+    return first.exit_code if isinstance(first, Stopped) else 128 + signal.SIGINT
 
 
 def _messages(group: BaseExceptionGroup[Exception]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
 
@@ -21,6 +21,7 @@ class _Given(PeerGiven):
     avoid: tuple[str, ...]
     only: tuple[str, ...]
     model: str | None
+    wait: float
 
 
 @click.command(
@@ -39,6 +40,7 @@ which can tell them about it. Use --only or --avoid to choose the hosts.""",
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
+@wait_option(300)
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -53,6 +55,7 @@ def command(**given: Unpack[_Given]) -> None:
             avoid=frozenset(given["avoid"]),
             only=frozenset(given["only"]),
             model=given["model"],
+            wait_seconds=given["wait"],
         )
         from swarm.commands import run_train
 

@@ -121,14 +121,16 @@ def test_generate_becomes_options(commands: Commands) -> None:
     assert (options.prompt, options.temperature, options.adapter, options.chat) == ("Hello", 0.5, False, False)
 
 
-def test_status_export_and_demo_become_options(commands: Commands) -> None:
+def test_status_export_and_demo_become_options(commands: Commands, tmp_path: Path) -> None:
     status = asked_by(commands, "status", TEXT, "--json", "--peer", ADDRESS)
     assert isinstance(status, StatusOptions)
     assert (status.json, status.peers) == (True, (ADDRESS,))
     export = asked_by(commands, "export", TEXT, "out")
     assert isinstance(export, ExportOptions)
     assert export.directory == Path("out")
-    assert asked_by(commands, "demo", "--json", "d.json") == DemoOptions(num_peers=4, json_file=Path("d.json"))
+    assert asked_by(commands, "demo", "--json", "d.json") == DemoOptions(
+        cache_dir=tmp_path / "cache" / "swarmtune", num_peers=4, json_file=Path("d.json")
+    )
 
 
 def test_results_go_to_stdout_and_words_to_stderr(commands: Commands) -> None:
