@@ -26,7 +26,8 @@ _TAIL_LINES = 5
 class LocalHost:
     """How to start one host: what it enters, the blocks it holds, and its own state directory.
 
-    `extra` are further options of `swarm join`. `cache_home` is where converted models are.
+    `extra` are further options of `swarm join`. `cache_home` is where converted models are. `program` is what Python
+    runs; tests give one that fails at a chosen moment.
     """
 
     target: Join | Path
@@ -35,6 +36,7 @@ class LocalHost:
     cache_home: Path
     threads: int = 1
     extra: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("-m", "swarm.cli.main")
 
 
 class HostProcess:
@@ -46,7 +48,7 @@ class HostProcess:
         host.state.mkdir(parents=True, exist_ok=True)
         self.log = host.state / "log.txt"
         target = str(host.target) if isinstance(host.target, Path) else format_join(host.target)
-        command = [sys.executable, "-m", "swarm.cli.main", "-v", "join", target]
+        command = [sys.executable, *host.program, "-v", "join", target]
         command += ["--blocks", str(host.span), "--state", str(host.state), "--host", LOOPBACK]
         command += ["--threads", str(host.threads), *host.extra]
         environment = os.environ | {

@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 class PeerConfig:
     """How a peer enters a run. `state` None: the first free directory under `state_root`.
 
-    `route_seconds` is how long work waits while some blocks have no live holder.
+    `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
+    take for one message before it counts as lost.
     """
 
     state_root: Path
@@ -54,6 +55,7 @@ class PeerConfig:
     model: str | None = None
     nickname: str = ""
     route_seconds: float = 300.0
+    call_seconds: float = 120.0
 
 
 class Peer:
@@ -129,14 +131,14 @@ class Peer:
 
     def train(
         self,
-        data: SampleSet,
+        data: SampleSet | Sequence[str | Path],
         *,
         steps: int = 0,
         held_out: SampleSet | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data: `steps` batches of the run's batch size through the swarm (0: until the schedule ends).
+        """Bring data, samples or files of them: `steps` batches of the run's batch size through the swarm (0: until the schedule ends).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 
@@ -145,8 +147,9 @@ class Peer:
         """
         from swarm.training import TrainingRequest, train
 
+        samples = self.load(data) if isinstance(data, Sequence) else data
         request = TrainingRequest(
-            data=data, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
+            data=samples, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
         )
         return self._loop.run(train(self.node, self.config, request))
 
@@ -156,7 +159,18 @@ class Peer:
 
         return build_model(self.node, self.config, self._loop.loop)
 
-    def export(self, directory: Path) -> int:
+    def generate(self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, adapter: bool = True) -> str:
+        """What the model says after `prompt`; `model()` has the rest: chat, several texts together, streaming.
+
+        Raises:
+            NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+        """
+        from swarm.model import Sampling
+
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        return self.model().generate(prompt, sampling, adapter=adapter)[0]
+
+    def export(self, directory: str | Path) -> int:
         """Write the adapter of the newest complete state as a peft directory; returns its round.
 
         Raises:
@@ -164,7 +178,7 @@ class Peer:
         """
         from swarm.exporting import export
 
-        return self._loop.run(export(self.node, self.config, directory))
+        return self._loop.run(export(self.node, self.config, Path(directory)))
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""

@@ -58,7 +58,8 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
             Priority.FORWARD, lambda: load_client(source, dtype=torch.float32, device=torch.device("cpu"))
         )
         wire = DTYPES[spec.wire.dtype]
-        chain = TrainChain(node.pool, node.router, spec.model.num_blocks, ChainConfig(wire_dtype=wire))
+        chain_config = ChainConfig(call_seconds=config.call_seconds, wire_dtype=wire)
+        chain = TrainChain(node.pool, node.router, spec.model.num_blocks, chain_config)
         steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
         trainer = Trainer(
             chain,
@@ -97,7 +98,12 @@ def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     client = load_client(source, dtype=torch.float32, device=torch.device("cpu"))
-    session = SessionConfig(batch=1, max_length=source.max_positions, wire_dtype=DTYPES[node.spec.wire.dtype])
+    session = SessionConfig(
+        batch=1,
+        max_length=source.max_positions,
+        wire_dtype=DTYPES[node.spec.wire.dtype],
+        call_seconds=config.call_seconds,
+    )
     blocks = RemoteBlocks(node.pool, node.router, node.whole, session, loop=loop)
     return SwarmModel(client, load_tokenizer(source), blocks)
 
