@@ -235,5 +235,6 @@ class SpanTrainer:
             samples = max(before, self._swarm_samples.get(block, 0) - closed.samples)
             due += [DueStep(unit=unit, tokens=closed.tokens, samples=samples) for unit in self._units_of([block])]
         if due:
-            await self._thread.run(Priority.STEP, lambda: self._units.step(due))
+            made = self._thread.submit(Priority.STEP, lambda: self._units.step(due))
+            await asyncio.shield(asyncio.wrap_future(made))  # its books are closed: it is made even if nobody waits
             self.steps += 1

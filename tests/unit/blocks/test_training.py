@@ -311,6 +311,7 @@ async def test_commits_during_a_step_lose_neither_samples_nor_tokens(
             for step in range(12):
                 tasks.create_task(trainer.commit(work(step).piece))
         await until(lambda: not trainer.ledger.due())
+    await thread.run(Priority.CLOSE, lambda: None)  # behind every step that was handed in
     assert trainer.ledger.tallies[2].total_samples == 24
     assert trainer.ledger.tallies[2].tokens == 0
     assert all(total is None for total in trainer._units._sums.values())
