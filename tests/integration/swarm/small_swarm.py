@@ -22,8 +22,8 @@ from peers.config import NetworkConfig
 from swarm.data import SampleSet
 from swarm.host import Host
 from swarm.hosting import HostingConfig
-from swarm.init import create_run
-from swarm.join import RunDirectory
+from swarm.join_string import RunDirectory
+from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
 
 NUM_BLOCKS = 6

@@ -14,7 +14,7 @@ from blocks.spans import Span
 from peers.errors import NoRoute
 from swarm.errors import BadConfig, BadJoinString
 from swarm.hosting import HostingConfig
-from swarm.join import RunDirectory, target_run_id
+from swarm.join_string import RunDirectory, target_run_id
 from swarm.model import Sampling
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from blocks.ledger import MicrobatchId
+from blocks.ledger import MicrobatchId, Piece
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, NUM_BLOCKS, block_samples, host_of, kill, random_samples
@@ -26,27 +25,42 @@ def counted(*peers: Peer) -> dict[int, int]:
     return total
 
 
+class Books:
+    """What one host's ledger counted: samples by block and microbatch, written down beside it."""
+
+    def __init__(self, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.samples: dict[int, dict[MicrobatchId, int]] = {block: {} for block in range(NUM_BLOCKS)}
+        self._ledger = host_of(peer).trainer.ledger
+        self._commit: Callable[[Piece], frozenset[int]] = self._ledger.commit
+        monkeypatch.setattr(self._ledger, "commit", self)
+
+    def __call__(self, piece: Piece) -> frozenset[int]:
+        before = {block: tally.total_samples for block, tally in self._ledger.tallies.items()}
+        fresh = self._commit(piece)
+        for block in fresh:
+            samples = self._ledger.tallies[block].total_samples - before[block]
+            assert self.samples[block].setdefault(piece.microbatch, samples) == samples
+        return fresh
+
+
 class DiesInCommit:
-    """Counts a trainer's commits at one host, and takes the host off the network after the `last` one was counted.
+    """Takes a host off the network when it has counted its `last` commit and not answered it.
 
     The trainer cannot know whether a commit without an answer was counted: the hardest moment to die at.
     """
 
-    def __init__(self, peer: Peer, last: int) -> None:
-        self.samples_before = 0
-        self.died = threading.Event()
+    def __init__(self, peer: Peer, monkeypatch: pytest.MonkeyPatch, *, last: int) -> None:
+        self.unanswered: Piece | None = None
         self._peer, self._left = peer, last
-        self._commit: Callable[[MicrobatchId], Awaitable[None]] = host_of(peer).trainer.commit
+        self._commit: Callable[[Piece], Awaitable[None]] = host_of(peer).trainer.commit
+        monkeypatch.setattr(host_of(peer).trainer, "commit", self)
 
-    async def __call__(self, microbatch: MicrobatchId) -> None:
+    async def __call__(self, piece: Piece) -> None:
+        await self._commit(piece)
         self._left -= 1
         if self._left == 0:
-            self.samples_before = next(iter(block_samples(self._peer).values()))
-            await self._commit(microbatch)
+            self.unanswered = piece
             kill(self._peer)
-            self.died.set()
-        elif not self.died.is_set():
-            await self._commit(microbatch)
 
 
 def test_two_trainers_lose_no_sample_and_count_none_twice(make_swarm: MakeSwarm) -> None:
@@ -73,15 +87,20 @@ def test_a_host_that_dies_in_a_commit_makes_nobody_count_twice(
     hosts = dict(zip("abcd", swarm.hosts(a=FRONT, b=BACK, c=FRONT, d=BACK), strict=True))
     trainer = swarm.enter("trainer")
     dying = hosts[victim]
-    death = DiesInCommit(dying, last=3)
-    monkeypatch.setattr(host_of(dying).trainer, "commit", death)
+    books = {name: Books(host, monkeypatch) for name, host in hosts.items()}
+    death = DiesInCommit(dying, monkeypatch, last=3)
     steps = 16
     result = trainer.train(random_samples(16), steps=steps)
-    assert death.died.is_set(), "the victim got fewer than three microbatches"
-    sent = steps * BATCH
-    living = counted(*(host for host in hosts.values() if host is not dying))
-    lost_span = host_of(dying).span
-    for block in range(NUM_BLOCKS):
-        # What the dead host had answered for is gone with it until the next round; the rest was done again, once.
-        assert living[block] == (sent - death.samples_before if block in lost_span else sent)
     assert result.repeated >= 1
+    assert death.unanswered is not None, "the victim got fewer than three microbatches"
+    dead = books.pop(victim).samples
+    for block in range(NUM_BLOCKS):
+        living = [book.samples[block] for book in books.values()]
+        ids = [microbatch for samples in living for microbatch in samples]
+        assert len(ids) == len(set(ids)), "living hosts counted a microbatch twice"
+        everything = {**dead[block]} | {id_: number for samples in living for id_, number in samples.items()}
+        assert sum(everything.values()) == steps * BATCH, "samples were lost"
+        if block in death.unanswered.span:
+            # Counted by the dead one, who could not say so, and therefore by a living one as well.
+            assert death.unanswered.microbatch in dead[block]
+            assert death.unanswered.microbatch in ids
