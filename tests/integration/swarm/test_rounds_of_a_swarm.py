@@ -24,7 +24,7 @@ def train_one_round(swarm: SmallSwarm, trainer: Peer, hosts: Sequence[Peer]) -> 
     """Exactly the samples of one round, then wait until all hosts have applied it."""
     wanted = max(host_of(host).round for host in hosts) + 1
     trainer.train(random_samples(32), steps=STEPS_A_ROUND)
-    until(lambda: all(host_of(host).round >= wanted for host in hosts), f"round {wanted}")
+    until(lambda: all(host_of(host).shelf.newest.round >= wanted for host in hosts), f"round {wanted}")
     return wanted
 
 
@@ -137,7 +137,9 @@ def test_the_held_out_loss_falls_round_by_round(make_swarm: MakeSwarm) -> None:
     losses = []
     for number in (1, 2):
         losses.append(trainer.train(data, steps=STEPS_A_ROUND, held_out=data).evaluations[0])
-        until(lambda wanted=number: all(host_of(host).round >= wanted for host in hosts), f"round {number}")  # type: ignore[misc]
+        until(
+            lambda wanted=number: all(host_of(host).shelf.newest.round >= wanted for host in hosts), f"round {number}"
+        )  # type: ignore[misc]
         assert trainer.wait_for_round(number, seconds=30)
     losses.append(trainer.train(data, steps=1, held_out=data).evaluations[0])
     assert [evaluation.round for evaluation in losses] == [0, 1, 2]

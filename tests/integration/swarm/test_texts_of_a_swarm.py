@@ -72,7 +72,7 @@ class Local:
 def train_one_round(trainer: Peer, hosts: list[Peer]) -> None:
     wanted = max(host_of(host).round for host in hosts) + 1
     trainer.train(random_samples(16), steps=4)
-    until(lambda: all(host_of(host).round >= wanted for host in hosts), f"round {wanted}")
+    until(lambda: all(host_of(host).shelf.newest.round >= wanted for host in hosts), f"round {wanted}")
     assert trainer.wait_for_round(wanted, seconds=30)
 
 
