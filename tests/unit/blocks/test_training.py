@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import torch
@@ -36,7 +36,13 @@ def thread() -> Iterator[ComputeThread]:
 
 
 def new_trainer(
-    source: ModelSource, thread: ComputeThread, *, batch_size: int = 4, dropout: float = 0.0, **limits: float
+    source: ModelSource,
+    thread: ComputeThread,
+    *,
+    batch_size: int = 4,
+    dropout: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: float,
 ) -> SpanTrainer:
     model = load_span(source, HELD, dtype=torch.float32, device=torch.device("cpu"))
     settings = LoraSettings(seed=5, rank=4, dropout=dropout)
@@ -46,7 +52,7 @@ def new_trainer(
         Ledger(HELD, batch_size=batch_size),
         OPTIMIZER,
         TrainingLimits(**limits),  # type: ignore[arg-type]
-        time.monotonic,
+        clock,
     )
 
 
@@ -201,11 +207,16 @@ async def test_two_pieces_of_one_microbatch_are_both_learnt_from(
 
 
 async def test_the_uncommitted_are_dropped_at_their_deadline(llama_source: ModelSource, thread: ComputeThread) -> None:
-    trainer = new_trainer(llama_source, thread, open_seconds=0.05, pending_seconds=0.05)
+    now = [0.0]
+    trainer = new_trainer(llama_source, thread, clock=lambda: now[0])
     async with running(trainer, sweep_seconds=0.01):
         await pass_through(trainer, work(0))
         await trainer.forward(work(1))
+        now[0] = 119.0
+        await pass_through(trainer, work(2))
+        now[0] = 120.0
         await until(lambda: trainer.dropped == 2)
+        await trainer.commit(work(2).piece)
         for step in (0, 1):
             with pytest.raises(BadSession):
                 await trainer.commit(work(step).piece)
@@ -214,9 +225,11 @@ async def test_the_uncommitted_are_dropped_at_their_deadline(llama_source: Model
 async def test_the_overdue_are_dropped_even_while_steps_follow_each_other(
     llama_source: ModelSource, thread: ComputeThread
 ) -> None:
-    trainer = new_trainer(llama_source, thread, batch_size=2, pending_seconds=0.05)
+    now = [0.0]
+    trainer = new_trainer(llama_source, thread, batch_size=2, clock=lambda: now[0])
     async with running(trainer, sweep_seconds=60.0):
         await pass_through(trainer, work(0))
+        now[0] = 120.0
         for step in range(1, 10_000):
             await pass_through(trainer, work(step))
             await trainer.commit(work(step).piece)
