@@ -7,8 +7,8 @@ from pathlib import Path
 
 from blocks.spans import parse_span
 from peers.config import NetworkConfig
-from swarm.init import create_run
-from swarm.join import Join, RunDirectory, resolve_join
+from swarm.join_string import Join, RunDirectory, resolve_join
+from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
 
 CACHE = Path("~/.cache/swarmtune")
@@ -41,21 +41,26 @@ def join(
     target: str | Join | RunDirectory,
     *,
     blocks: str | None = None,
+    host: str = "0.0.0.0",
     config: PeerConfig | None = None,
     threads: int | None = None,
 ) -> Peer:
     """Enter a run by its join string, its directory, or another peer's `.join`.
 
-    `blocks` is "auto" (what the swarm lacks most), "A:B", or None to hold nothing, as trainers and clients do.
+    `blocks` is "auto" (what the swarm lacks most), "A:B", or None to hold nothing, as trainers and clients do. `host`
+    is the address to listen on: 127.0.0.1 for a swarm of this machine alone. `config` replaces `host` and `threads`.
 
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
     """
+    # A directory is read again: since it was made, its first peer may have written where it is.
+    if isinstance(target, RunDirectory):
+        target = str(target.path)
     where = resolve_join(target) if isinstance(target, str) else target
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
         cache_dir=CACHE.expanduser(),
-        network=NetworkConfig(client_mode=blocks is None),
+        network=NetworkConfig(host=host, client_mode=blocks is None),
         num_threads=threads,
     )
     peer = Peer.enter(where, config)

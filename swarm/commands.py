@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import RouteRules
-from swarm.join import format_join
+from swarm.join_string import format_join
 from swarm.options import (
     ExportOptions,
     GenerateOptions,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blocks.spans import Span
 from swarm.errors import SwarmError
-from swarm.join import Join, format_join, parse_join
+from swarm.join_string import Join, format_join, parse_join
 
 LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 20.0

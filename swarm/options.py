@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from blocks.spans import Span
-from swarm.join import Join, RunDirectory
+from swarm.join_string import Join, RunDirectory
 
 
 class Screen(Protocol):

@@ -19,7 +19,7 @@ from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadConfig, BadJoinString
-from swarm.join import MAX_BOOTSTRAP, Join, RunDirectory, save_join
+from swarm.join_string import MAX_BOOTSTRAP, Join, RunDirectory, save_join
 from swarm.loop import LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
 from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of, sign_run
@@ -138,7 +138,7 @@ class Peer:
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, samples or files of them: `steps` batches of the run's batch size through the swarm (0: until the schedule ends).
+        """Bring data, samples or files of them: `steps` batches of the run's batch size (0: until the schedule ends).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 

@@ -9,7 +9,7 @@ from typing import TypedDict, TypeVar
 import click
 
 from swarm.cli.paths import cache_dir, state_root
-from swarm.join import Join, RunDirectory, check_address, resolve_join
+from swarm.join_string import Join, RunDirectory, check_address, resolve_join
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -9,7 +9,7 @@ import click
 from swarm.cli.arguments import JOIN_HELP
 from swarm.cli.paths import state_root
 from swarm.cli.report import screen
-from swarm.join import RunDirectory, resolve_join, target_run_id
+from swarm.join_string import RunDirectory, resolve_join, target_run_id
 from swarm.state import IDENTITY_NAME, OWN_STATE, state_path
 
 

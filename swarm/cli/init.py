@@ -60,7 +60,7 @@ def _tables(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
 def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
     """Make the run in `directory`; returns what to tell the person."""
     from blocks.source import find_model
-    from swarm.init import create_run
+    from swarm.new_run import create_run
 
     model = tables["model"]
     revision = str(model.get("revision") or "") or None

@@ -83,6 +83,14 @@ def test_package_files_import_nothing() -> None:
         assert set(heavy) <= {"__future__", "typing"}, f"{path} imports {heavy}"
 
 
+def test_public_names_are_not_hidden_by_modules() -> None:
+    """`swarm.join` would be the module, not the function, once anything had imported `swarm/join.py`."""
+    import swarm
+
+    modules = {path.stem for path in (ROOT / "swarm").iterdir()}
+    assert not modules & set(swarm.__all__)
+
+
 def test_the_limits_can_fail() -> None:
     long = "class A:\n" + "    x = 1\n" * MAX_CLASS
     wide = "def f(a, b, c, d, e, *, g, h): ...\nclass B:\n    def m(self, a, b, c, d, e, f): ...\n"

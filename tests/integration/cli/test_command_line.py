@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from swarm.join import Join, format_join, parse_join
+from swarm.join_string import Join, format_join, parse_join
 from swarm.run import RunId
 from tests.integration.cli.conftest import SECONDS, Home, Process, done, error_of, swarm
 from tests.integration.swarm.small_swarm import until

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from swarm.join import Join, format_join
+from swarm.join_string import Join, format_join
 from swarm.run import RunId
 from tests.integration.cli.conftest import Home, error_of, swarm
 

@@ -16,7 +16,7 @@ from peers.errors import NoRoute
 from swarm.cli.main import COMMANDS, main
 from swarm.cli.report import plain_errors
 from swarm.errors import BadData
-from swarm.join import Join, RunDirectory, format_join
+from swarm.join_string import Join, RunDirectory, format_join
 from swarm.options import DemoOptions, ExportOptions, GenerateOptions, JoinOptions, Screen, StatusOptions, TrainOptions
 from swarm.run import RunId
 from swarm.state import IDENTITY_NAME

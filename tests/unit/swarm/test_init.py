@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from swarm.cli.main import main
 from swarm.config_file import load_config
 from swarm.errors import BadConfig, BadJoinString
-from swarm.init import create_run
-from swarm.join import Join, resolve_join, save_join, target_run_id
+from swarm.join_string import Join, resolve_join, save_join, target_run_id
+from swarm.new_run import create_run
 from swarm.run import RunId, load_owner_key, open_run, public_bytes, run_id_of, sign_run
 
 MODEL = {"name": "m", "fingerprint": "ab" * 32, "num_blocks": 4}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import BadJoinString
-from swarm.join import (
+from swarm.join_string import (
     Join,
     RunDirectory,
     _checksum,
