@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.chaos_swarm import ChaosSwarm, is_running
+from tests.integration.swarm.small_swarm import save_tiny_model, until
+
+
+@pytest.fixture(scope="session")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosSwarm]:
+    """One swarm for all tests, as each host takes seconds to start. At the end no process of it is left behind."""
+    root = tmp_path_factory.mktemp("chaos")
+    swarm = ChaosSwarm(root, save_tiny_model(root / "model"))
+    try:
+        yield swarm
+    finally:
+        swarm.close()
+    left = swarm.pids
+    until(lambda: not any(map(is_running, left)), f"the end of every process among {sorted(left)}", seconds=20)
