@@ -12,7 +12,7 @@ UnitId = NewType("UnitId", str)
 """`ADAPTER/block.12`: one adapter's tensors in one block, the smallest thing that is trained and averaged."""
 
 MAX_BLOCKS = 4096  # far above any published model; bounds what the wire may claim
-_UNIT = re.compile(r"([A-Za-z0-9_-]{1,64})/block\.(\d{1,4})")
+_UNIT = re.compile(r"([A-Za-z0-9_-]{1,64})/block\.(0|[1-9][0-9]{0,3})")
 
 
 @dataclass(frozen=True, slots=True, order=True)

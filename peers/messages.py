@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from blocks.errors import BadSpan
-from blocks.ledger import MicrobatchId
+from blocks.ledger import REMEMBERED_IDS, MicrobatchId
 from blocks.snapshots import DIGEST_BYTES
 from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
 from peers.errors import BadMessage
@@ -69,7 +69,7 @@ def _read_microbatch(value: object) -> MicrobatchId:
         raise ValueError
     trainer, life, step, index = value
     return MicrobatchId(
-        trainer=_NAME.read(trainer), life=_COUNT.read(life), step=_COUNT.read(step), index=_COUNT.read(index)
+        trainer=_NAME.read(trainer), life=_COUNT.read(life), step=_COUNT.read(step), index=_INDEX.read(index)
     )
 
 
@@ -92,6 +92,7 @@ def _write_digests(digests: Mapping[int, bytes]) -> object:
 
 _NAME = text(64)
 _COUNT = integer(0, MAX_STEP)
+_INDEX = integer(0, REMEMBERED_IDS - 1)  # a host remembers so many of one step, so as to count none twice
 _SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
 _UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)
 _MICROBATCH: Codec[MicrobatchId] = Codec(

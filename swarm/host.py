@@ -102,7 +102,6 @@ class Host:
         )
         self.tokens_per_second = 0.0
         self.backward_tokens_per_second = 0.0
-        self.round = 0
         self._compute, self._state = compute, state
         self._units: dict[UnitId, UnitState] = {}
         self._next_label = 0
@@ -111,6 +110,11 @@ class Host:
     def model(self) -> SpanModel:
         """The blocks themselves."""
         return self._compute.model
+
+    @property
+    def round(self) -> int:
+        """The round that this host stands at: that of what it serves."""
+        return self.shelf.newest.round
 
     @property
     def units(self) -> Mapping[UnitId, UnitState]:
@@ -132,6 +136,8 @@ class Host:
             BadCheckpoint: the state directory belongs to another run.
         """
         await self.thread.run(Priority.STEP, self._begin)
+        for unit in self._units:
+            self._close_books(unit, counted=0)
 
     async def run(self) -> None:
         """Make optimizer steps as they fall due, until cancelled."""
@@ -159,16 +165,19 @@ class Host:
         """Inside `in_round`: take a round's result for some units; the others stay as they are."""
         async with self.trainer.drained():
             await self.thread.run(Priority.STEP, lambda: self._write_round(result))
+            for unit in result.applied:
+                self._close_books(unit, counted=round(result.counted[unit]))
 
-    async def adopt(self, states: Mapping[UnitId, UnitState]) -> None:
-        """Take other holders' newer state, moments included where they came along.
+    async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
+        """Take other holders' newer state, moments included where they came along, and stand at round `number`.
 
         Raises:
             BadAdapter: tensors do not fit; nothing was changed.
         """
-        if states:
-            async with self.trainer.frozen(), self.trainer.drained():
-                await self.thread.run(Priority.STEP, lambda: self._adopt(states))
+        async with self.trainer.frozen(), self.trainer.drained():
+            await self.thread.run(Priority.STEP, lambda: self._adopt(states, number))
+            for unit in states:
+                self._close_books(unit, counted=0)
 
     async def checkpoint(self) -> None:
         """Write all units as of the last round to disk.
@@ -190,6 +199,11 @@ class Host:
         """End the compute thread."""
         self.thread.close()
 
+    def _close_books(self, unit: UnitId, *, counted: int) -> None:
+        """On the loop, like all that the ledger is told: what a round weighed is done, what came since stays."""
+        total = self._units[unit].total_samples
+        self.trainer.ledger.round_done(parse_unit(unit)[1], counted_samples=counted, total_samples=total)
+
     def _begin(self) -> None:
         live = read_units(self.model)
         plain = {
@@ -200,17 +214,18 @@ class Host:
             unit: UnitState(unit=unit, round=0, weight=0.0, total_samples=0, digest=unit_digest(t), tensors=t)
             for unit, t in live.items()
         }
+        number = 0
         found = load_newest(self._state / "checkpoints", run=self.rules.run, layout=self.rules.layout)
         if found is not None:
-            self.round = found.round
+            number = found.round
             self._take(select(found.units, list(self._units)))
             logger.info("resumed round=%d units=%d", found.round, len(found.units))
-        self._publish()
+        self._publish(number)
         self._measure()
 
-    def _adopt(self, states: Mapping[UnitId, UnitState]) -> None:
+    def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
         self._take(states)
-        self._publish()
+        self._publish(number)
 
     def _take(self, states: Mapping[UnitId, UnitState]) -> None:
         shapes = {
@@ -225,8 +240,6 @@ class Host:
         write_units(self.model, {unit: state.tensors for unit, state in states.items()})
         for unit, state in states.items():
             self._units[unit] = replace(state, moments={})
-            block = parse_unit(unit)[1]
-            self.trainer.ledger.round_done(block, counted_samples=0, total_samples=state.total_samples)
 
     def _write_round(self, result: RoundResult) -> None:
         write_units(self.model, result.applied)
@@ -240,19 +253,15 @@ class Host:
                 digest=unit_digest(tensors),
                 tensors=tensors,
             )
-            self.trainer.ledger.round_done(
-                parse_unit(unit)[1], counted_samples=round(result.counted[unit]), total_samples=total
-            )
-        self.round = result.number
-        self._publish()
+        self._publish(result.number)
 
-    def _publish(self) -> None:
+    def _publish(self, number: int) -> None:
         label = f"snapshot-{self._next_label}"
         self._next_label += 1
         add_version(self.model, label, {unit: state.tensors for unit, state in self._units.items()})
         digests = dict.fromkeys(self.span.blocks(), bytes(DIGEST_BYTES))  # a block may have no adapter
         digests |= {parse_unit(unit)[1]: state.digest[:DIGEST_BYTES] for unit, state in self._units.items()}
-        self.drop_versions(self.shelf.add(Snapshot(label=label, round=self.round, digests=digests)))
+        self.drop_versions(self.shelf.add(Snapshot(label=label, round=number, digests=digests)))
 
     def _measure(self) -> None:
         """Tokens per second through the whole span, forward and backward: the median of three short passes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import subprocess
 import sys
@@ -48,16 +47,13 @@ class HostProcess:
         host.state.mkdir(parents=True, exist_ok=True)
         self.log = host.state / "log.txt"
         target = str(host.target) if isinstance(host.target, Path) else format_join(host.target)
-        command = [sys.executable, *host.program, "-v", "join", target]
+        # env(1) adds to the environment that this process hands on, which nothing below the command line reads.
+        command = ["env", f"OMP_NUM_THREADS={host.threads}", "TOKENIZERS_PARALLELISM=false"]
+        command += [f"XDG_CACHE_HOME={host.cache_home}", sys.executable, *host.program, "-v", "join", target]
         command += ["--blocks", str(host.span), "--state", str(host.state), "--host", LOOPBACK]
         command += ["--threads", str(host.threads), *host.extra]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(host.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "XDG_CACHE_HOME": str(host.cache_home),
-        }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

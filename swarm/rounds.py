@@ -100,14 +100,15 @@ class RoundKeeper:
             )
             if state is not None and state.version > own.version:
                 found[unit] = state
+        number = max(self._host.round, newest)
+        if not found and number == self._host.round:
+            return
         try:
-            await self._host.adopt(found)
+            await self._host.adopt(found, number)
         except BadAdapter as error:
             logger.warning("fetched units do not fit and were left: %s", error)
             return
-        self._host.round = max(self._host.round, newest)
-        if found:
-            logger.info("caught up round=%d units=%d", self._host.round, len(found))
+        logger.info("caught up round=%d units=%d", number, len(found))
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()

@@ -6,10 +6,8 @@ Raw text never leaves this process; activations of it do.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -27,8 +25,8 @@ from peers.errors import NoRoute, Refused
 from peers.network import PeerId
 from peers.records import TrainerRecord
 from peers.train_chain import HeadResult, TrainChain, Work
-from swarm.data import DataPosition, DataStream, Microbatch, SampleSet, parse_position, split_microbatches
-from swarm.errors import BadCheckpoint
+from swarm.data import DataPosition, DataStream, Microbatch, SampleSet, split_microbatches
+from swarm.trainer_state import LIFE_BITS, TrainerState, load_state, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +35,6 @@ T = TypeVar("T")
 STATE_NAME = "trainer.json"
 _RECORD_LIFE_SECONDS = 60.0
 _RECORD_BETWEEN_SECONDS = 2.0
-_MAX_STATE_BYTES = 1 << 16
 _SMALLEST_TOKENS = 128  # below this a microbatch costs more in overhead than it gains in overlap
 
 
@@ -144,10 +141,13 @@ class Trainer:
         self.losses: list[float] = []
         self.tokens = 0
         self._chain, self._head, self._view, self._config, self._state = chain, head, view, config, state
-        self._life = secrets.randbits(32)
         saved = load_state(state)
         self._step, self._samples = saved.step, saved.samples
         self._stream = DataStream(data, config.batch_size, config.seed, saved.position)
+        # A batch that was cut short goes again under the same ids, so that no host counts a part of it twice.
+        same_data = saved.position is not None and saved.position.fingerprint == data.fingerprint
+        self._life = saved.life if same_data else secrets.randbits(LIFE_BITS)
+        self._save(self._stream.position)
         self._told_at = float("-inf")
 
     async def run(
@@ -204,7 +204,7 @@ class Trainer:
         self.tokens += tokens
         loss = sum(result.loss for result in results) / max(1, labelled)
         self.losses.append(loss)
-        save_state(self._state, TrainerState(step=self._step, samples=self._samples, position=batch.after))
+        self._save(batch.after)
         return Progress(
             step=self._step,
             samples=self._samples,
@@ -214,6 +214,10 @@ class Trainer:
             peers=self._view.num_peers(),
             evaluation=self.evaluations[-1] if self.evaluations else None,
         )
+
+    def _save(self, position: DataPosition) -> None:
+        state = TrainerState(life=self._life, step=self._step, samples=self._samples, position=position)
+        save_state(self._state, state)
 
     async def _train_one(self, index: int, microbatch: Microbatch, slots: asyncio.Semaphore) -> HeadResult:
         async with slots:
@@ -258,48 +262,3 @@ async def _together(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
             raise  # a bug among them keeps its traceback
         raise expected[0] from None
     return [task.result() for task in running]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerState:
-    """Where a trainer stood when its last batch was committed."""
-
-    step: int = 0
-    samples: int = 0
-    position: DataPosition | None = None
-
-
-def load_state(path: Path) -> TrainerState:
-    """What was saved, or the beginning.
-
-    Raises:
-        BadCheckpoint: the file is malformed.
-    """
-    try:
-        with path.open("rb") as file:
-            saved = json.loads(file.read(_MAX_STATE_BYTES))
-        match saved:
-            case {"step": int(step), "samples": int(samples), "position": position} if step >= 0 and samples >= 0:
-                return TrainerState(step=step, samples=samples, position=parse_position(position))
-    except FileNotFoundError:
-        return TrainerState()
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} cannot be read ({error}); remove it to begin the data anew") from None
-    raise BadCheckpoint(f"{path} is malformed; remove it to begin the data anew")
-
-
-def save_state(path: Path, state: TrainerState) -> None:
-    """Replace the saved state at once.
-
-    Raises:
-        BadCheckpoint: the disk is full or read-only.
-    """
-    position = state.position or DataPosition()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"step": state.step, "samples": state.samples, "position": position.to_plain()})
-        draft.write_text(text)
-        draft.replace(path)
-    except OSError as error:
-        raise BadCheckpoint(f"{path} was not written ({error.strerror}); free space or check its permissions") from None
