@@ -31,6 +31,8 @@ from swarm.progress import ProgressTeller, progress_of
 
 logger = logging.getLogger(__name__)
 
+_STRAY_SECONDS = 3.0  # between two looks at holders who differ: the newer version may be ours, and theirs to fetch
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeeperConfig:
@@ -60,6 +62,7 @@ class RoundKeeper:
     def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
         self.rounds_done = 0
+        self._stray_check_at = float("-inf")
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
 
@@ -74,7 +77,7 @@ class RoundKeeper:
             records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
             others = self._usable(records)
             self._note_samples(others)
-            if self._newest(others) > self._host.round:
+            if self._newest(others) > self._host.round or self._has_strayed(others):
                 await self.catch_up(others)
             await self._maybe_average(others)
             await self._progress.tell()
@@ -161,6 +164,22 @@ class RoundKeeper:
         self.rounds_done += 1
         self._log(outcome)
         await self._save()
+
+    def _has_strayed(self, others: Sequence[ProgressRecord]) -> bool:
+        """Whether, now and then, a holder that is not behind has other bits of a held unit than this host.
+
+        The round's number alone does not show it: hosts of other blocks tell of a newer round before a holder of ours
+        can be asked, as when a whole swarm starts again, and the units would stay behind until the next round.
+        """
+        now, digests = self._around.dht_time(), self._host.digests()
+        if now < self._stray_check_at:
+            return False
+        strayed = any(
+            _worth_asking(others, parse_unit(unit)[1], own, digests) for unit, own in self._host.units.items()
+        )
+        if strayed:
+            self._stray_check_at = now + _STRAY_SECONDS
+        return strayed
 
     def _usable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
         """The others of whom no call has failed lately."""
