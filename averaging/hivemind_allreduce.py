@@ -53,6 +53,42 @@ class Place:
     namespace: str
 
 
+class _Wire:
+    """What one class's messages carry: checked, decoded and counted, those sent as well as those received."""
+
+    def __init__(self, codec: PartCodec, holders: Sequence[PeerID]) -> None:
+        self.bytes_sent = self.bytes_received = 0
+        self._codec, self._holders = codec, holders
+
+    def sent(self, message: averaging_pb2.AveragingData) -> averaging_pb2.AveragingData:
+        """Count `message`, and hand it on."""
+        self.bytes_sent += message.ByteSize() + FRAME_BYTES
+        return message
+
+    async def numbered(
+        self, stream: AsyncIterator[averaging_pb2.AveragingData], shapes: Sequence[torch.Size]
+    ) -> AsyncIterator[tuple[averaging_pb2.AveragingData, torch.Size]]:
+        """Each message with the shape that it must have; what is no part of this class raises."""
+        part_index = 0
+        async for message in stream:
+            self.bytes_received += message.ByteSize() + FRAME_BYTES
+            if message.code == averaging_pb2.CANCELLED and message.peer_id:
+                culprit = PeerID(message.peer_id)
+                if culprit in self._holders:
+                    raise LostPeer(culprit, "was lost by another holder")
+            if not message.HasField("tensor_part"):
+                raise AllreduceException(f"sent code {message.code} in place of a part")
+            if part_index >= len(shapes):
+                raise AllreduceException(f"sent more than {len(shapes)} parts")
+            yield message, shapes[part_index]
+            part_index += 1
+
+    def decoded(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
+        """The piece in a message of `numbered`."""
+        message, shape = numbered
+        return self._codec.decode(message.tensor_part, shape)
+
+
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     """The all-reduce of one class among exactly its holders. `vector` is fp32, flat, scaled by this peer's share."""
 
@@ -95,7 +131,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self._served = asyncio.Event()
         if not self._unserved:
             self._served.set()
-        self._bytes_sent = self._bytes_received = 0
+        self._wire = _Wire(self._codec, self.ordered_peer_ids)
 
     async def reduce(self) -> Reduced:
         """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
@@ -114,7 +150,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         with contextlib.suppress(TimeoutError):  # who does not fetch its result will not vote for it either
             async with asyncio.timeout(self._stall_seconds):
                 await self._served.wait()
-        return Reduced(tensors=tensors, digest=digest, bytes_sent=self._bytes_sent, bytes_received=self._bytes_received)
+        return Reduced(
+            tensors=tensors, digest=digest, bytes_sent=self._wire.bytes_sent, bytes_received=self._wire.bytes_received
+        )
 
     def close(self) -> None:
         """Let go of all parts; who still asks is sent away."""
@@ -132,8 +170,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self.active_senders.add(sender)
         try:
             async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
-                self._bytes_sent += message.ByteSize() + FRAME_BYTES
-                yield message
+                yield self._wire.sent(message)
         except LostPeer as error:
             yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=error.peer.to_bytes())
         except NETWORK_ERRORS as error:
@@ -147,9 +184,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     async def _answers(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        numbered = self._numbered(aiter_with_timeout(stream, self.sender_timeout), self._my_shapes())
+        numbered = self._wire.numbered(aiter_with_timeout(stream, self.sender_timeout), self._my_shapes())
         part_index, num_parts = 0, self.tensor_part_reducer.num_parts
-        async with contextlib.aclosing(amap_in_executor(self._decoded, numbered, max_prefetch=1)) as pieces:
+        async with contextlib.aclosing(amap_in_executor(self._wire.decoded, numbered, max_prefetch=1)) as pieces:
             async for piece in pieces:
                 summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
                 part_index += 1
@@ -195,9 +232,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         shapes = self._shapes_by_peer[index]
         stream = await self._get_peer_stub(peer_id).rpc_aggregate_part(self._generate_input_for_peer(index))
         part_index = 0
-        numbered = self._numbered(stream, shapes)
+        numbered = self._wire.numbered(stream, shapes)
         try:
-            async with contextlib.aclosing(amap_in_executor(self._decoded, numbered, max_prefetch=1)) as sums:
+            async with contextlib.aclosing(amap_in_executor(self._wire.decoded, numbered, max_prefetch=1)) as sums:
                 async for tensor in sums:
                     self.tensor_part_container.register_processed_part(index, part_index, tensor)
                     part_index += 1
@@ -213,30 +250,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         async for part in self.tensor_part_container.iterate_input_parts_for(peer_index):
             message = averaging_pb2.AveragingData(tensor_part=part, weight=1.0, **first)
             first = {}
-            self._bytes_sent += message.ByteSize() + FRAME_BYTES
-            yield message
-
-    async def _numbered(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], shapes: Sequence[torch.Size]
-    ) -> AsyncIterator[tuple[averaging_pb2.AveragingData, torch.Size]]:
-        """Each message with the shape that it must have; what is no part of this class raises."""
-        part_index = 0
-        async for message in stream:
-            self._bytes_received += message.ByteSize() + FRAME_BYTES
-            if message.code == averaging_pb2.CANCELLED and message.peer_id:
-                culprit = PeerID(message.peer_id)
-                if culprit in self.ordered_peer_ids:
-                    raise LostPeer(culprit, "was lost by another holder")
-            if not message.HasField("tensor_part"):
-                raise AllreduceException(f"sent code {message.code} in place of a part")
-            if part_index >= len(shapes):
-                raise AllreduceException(f"sent more than {len(shapes)} parts")
-            yield message, shapes[part_index]
-            part_index += 1
-
-    def _decoded(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
-        message, shape = numbered
-        return self._codec.decode(message.tensor_part, shape)
+            yield self._wire.sent(message)
 
     def _my_shapes(self) -> Sequence[torch.Size]:
         return self._shapes_by_peer[self.ordered_peer_ids.index(self.peer_id)]
@@ -267,8 +281,8 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         return Reduced(
             tensors=None,
             reason=reason,
-            bytes_sent=self._bytes_sent,
-            bytes_received=self._bytes_received,
+            bytes_sent=self._wire.bytes_sent,
+            bytes_received=self._wire.bytes_received,
             missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from blocks.client import ClientModel, RemoteCall
 from blocks.load import SpanModel, load_client, load_span
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
+from blocks.worker import ComputeThread
 from tests.families import FAMILIES
 
 CPU = torch.device("cpu")
@@ -81,3 +83,10 @@ def llama_source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 @pytest.fixture
 def llama_span(llama_source: ModelSource) -> SpanModel:
     return load_span(llama_source, Span(2, 5), dtype=torch.float32, device=CPU)
+
+
+@pytest.fixture
+def thread() -> Iterator[ComputeThread]:
+    thread = ComputeThread(num_threads=1)
+    yield thread
+    thread.close()
