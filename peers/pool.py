@@ -15,18 +15,29 @@ from blocks.errors import BlockError
 from peers.answering import Handler, as_refused
 from peers.calls import Answer, Caller, Question, Traffic, dial
 from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
-from peers.messages import Hello, Message, RefusalCode
+from peers.messages import AskInfo, Hello, Message, RefusalCode, StreamKind
 from peers.network import Network, PeerId
 
 LOCAL_STREAM = 0
+QUIET_SECONDS = 5.0
+PROBE_SECONDS = 10.0  # long enough for a link that is full of activations
 
 
 class Pool:
     """Ask any peer. Owned by the node, which closes it."""
 
     def __init__(
-        self, network: Network, hello: Callable[[], Hello], traffic: Traffic, local: Mapping[str, Handler]
+        self,
+        network: Network,
+        hello: Callable[[], Hello],
+        traffic: Traffic,
+        local: Mapping[str, Handler],
+        *,
+        quiet_seconds: float = QUIET_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
     ) -> None:
+        """`quiet_seconds` without an answer, and a peer is asked whether it is there; it has `probe_seconds` to say."""
+        self._quiet_seconds, self._probe_seconds = quiet_seconds, probe_seconds
         self.me = network.peer_id
         self._network, self._hello, self._traffic = network, hello, traffic
         self._local = dict(local)
@@ -52,7 +63,12 @@ class Pool:
                 if peer == self.me:
                     return await self._call_self(kind, message, tensors)
                 caller = await self._caller(peer, kind)
-                return await caller.call(message, tensors, seconds=seconds)
+                answer = asyncio.create_task(caller.call(message, tensors, seconds=seconds))
+                try:
+                    await self._while_there(peer, kind, answer)
+                    return await answer
+                finally:
+                    answer.cancel()
         except Refused as error:
             if error.code in (RefusalCode.RUN, RefusalCode.VERSION):
                 raise PeerLost(f"peer {peer}: {error}") from error
@@ -69,6 +85,23 @@ class Pool:
         callers, self._callers = list(self._callers.values()), {}
         for caller in callers:
             await caller.close()
+
+    async def _while_there(self, peer: PeerId, kind: str, answer: asyncio.Task[Answer]) -> None:
+        """Until `answer` is done; when it takes long, ask now and then whether the peer is there at all.
+
+        A host that computes, or waits for others, answers such a question at once; one that is frozen does not, and a
+        call with minutes to go need not wait for it.
+
+        Raises:
+            StreamClosed: it did not answer.
+        """
+        while not (await asyncio.wait([answer], timeout=self._quiet_seconds))[0]:
+            if kind == StreamKind.INFO:
+                continue  # this is such a question itself
+            try:
+                await self.call(peer, StreamKind.INFO, AskInfo(), seconds=self._probe_seconds)
+            except (PeerLost, Refused) as error:
+                raise StreamClosed(f"silent for {self._quiet_seconds:.0f} s, and {error}") from error
 
     async def _call_self(self, kind: str, message: Message, tensors: Sequence[torch.Tensor]) -> Answer:
         handler = self._local.get(kind)

@@ -26,13 +26,12 @@ def init(
         BadConfig: a setting is wrong, or a run is there already.
         UnknownModel, UnsupportedModel: the model cannot be found or cut into spans.
     """
-    from blocks.source import find_model
+    from swarm.run_model import model_settings  # imported here: it needs transformers, which a script may not
 
     given = dict(sections)
     chosen = dict(given.pop("model", {}))
     revision = str(chosen.get("revision") or "") or None
-    source = find_model(base, revision=revision, cache_dir=cache_dir or CACHE.expanduser())
-    found = {"name": base, "fingerprint": source.fingerprint, "num_blocks": source.num_blocks}
+    found = model_settings(base, revision=revision, cache_dir=cache_dir or CACHE.expanduser())
     made = create_run(Path(directory), {**given, "model": {**chosen, **found}})
     return RunDirectory(path=made.directory, join=None)
 

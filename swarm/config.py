@@ -58,6 +58,15 @@ class ModelSettings:
     )
     num_blocks: int = field(metadata={"rule": Rule(help="transformer layers in the model", low=1, high=MAX_BLOCKS)})
     revision: str = _setting("", Rule(help="branch, tag or commit on the hub; empty for the default", high=128))
+    weights: str = _setting(
+        "",
+        Rule(
+            help="a few values of each block, hashed, so that no peer computes with another model's",
+            pattern=r"[0-9a-f]{0,2048}",
+            expects="hex digits, as `swarm init` wrote them",
+            high=2048,
+        ),
+    )
     compute_dtype: str = _setting(
         "auto", Rule(help="what hosts compute in unless they say --dtype", choices=("auto", "bf16", "fp32"))
     )

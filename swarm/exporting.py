@@ -13,7 +13,7 @@ from blocks.spans import parse_unit
 from blocks.unit_state import UnitState
 from peers.errors import NoRoute
 from peers.unit_client import fetch_newest
-from swarm.hosting import find_run_model
+from swarm.run_model import find_run_model
 from swarm.run_rules import lora_settings
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from averaging.config import AveragingConfig
 from averaging.hivemind_exchange import HivemindExchange
 from blocks.adapters import layout_digest
 from blocks.part import block_parameters
-from blocks.source import ModelSource, find_model
+from blocks.source import ModelSource
 from blocks.spans import Span
 from peers.decode_service import DecodeParts, DecodeService
 from peers.edge import Edge
@@ -26,10 +26,10 @@ from peers.placement import pick_span
 from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
 from peers.train_service import TrainService
 from peers.units_service import UnitsService
-from swarm.config import RunSpec
 from swarm.errors import BadCheckpoint, BadConfig
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
+from swarm.run_model import check_weights, find_run_model
 from swarm.run_rules import lora_settings, optimizer_config
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     span = config.span or pick_span(
         node.router.records, source.num_blocks, _affordable(source, dtype), me=node.network.peer_id
     )
+    await asyncio.to_thread(check_weights, source, spec, span.blocks())
     lora = lora_settings(spec)
     layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()
     host = await load_host(
@@ -200,23 +201,6 @@ async def _sweep(decode: DecodeService) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         await decode.sweep()
-
-
-def find_run_model(spec: RunSpec, local: str | None, cache_dir: Path) -> ModelSource:
-    """The run's model, from a local copy where one is named.
-
-    Raises:
-        UnknownModel: it cannot be found.
-        BadConfig: what was found is another model than the run's.
-    """
-    wanted = spec.model
-    source = find_model(local or wanted.name, revision=wanted.revision or None, cache_dir=cache_dir)
-    if source.fingerprint != wanted.fingerprint or source.num_blocks != wanted.num_blocks:
-        raise BadConfig(
-            f"{local or wanted.name} on this machine is another model than the run's ({wanted.name}); "
-            "give the right one with --model"
-        )
-    return source
 
 
 def pick_device(name: str) -> torch.device:

@@ -189,7 +189,7 @@ class Peer:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer."""
         from blocks.load import load_tokenizer
-        from swarm.hosting import find_run_model
+        from swarm.run_model import find_run_model
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from blocks.load import load_client, load_tokenizer
+from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_chain import SessionConfig
 from peers.train_chain import ChainConfig, TrainChain
 from swarm.data import SampleSet, split_microbatches
-from swarm.hosting import DTYPES, find_run_model
+from swarm.hosting import DTYPES
 from swarm.model import RemoteBlocks, SwarmModel
+from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
     spec = node.spec
     async with _compute(node, config) as thread:
         source = await asyncio.to_thread(find_run_model, spec, config.model, config.cache_dir)
+        await asyncio.to_thread(check_weights, source, spec, [OUTSIDE])
         client = await thread.run(
             Priority.FORWARD, lambda: load_client(source, dtype=torch.float32, device=torch.device("cpu"))
         )
@@ -95,6 +98,7 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
 def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
+    check_weights(source, node.spec, [OUTSIDE])
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     client = load_client(source, dtype=torch.float32, device=torch.device("cpu"))

@@ -59,18 +59,15 @@ def _tables(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
     """Make the run in `directory`; returns what to tell the person."""
-    from blocks.source import find_model
     from swarm.new_run import create_run
+    from swarm.run_model import model_settings
 
     model = tables["model"]
     revision = str(model.get("revision") or "") or None
-    source = find_model(str(model["name"]), revision=revision, cache_dir=cache)
-    model |= {"fingerprint": source.fingerprint, "num_blocks": source.num_blocks, "revision": source.revision or ""}
-    if source.hub_id is None and Path(str(model["name"])).expanduser().exists():
-        model["name"] = str(Path(str(model["name"])).expanduser().resolve())
+    model |= model_settings(str(model["name"]), revision=revision, cache_dir=cache)
     run = create_run(directory, tables)
     return [
-        f"run {run.spec.name} ({run.run_id}): {source.num_blocks} blocks of {model['name']}",
+        f"run {run.spec.name} ({run.run_id}): {run.spec.model.num_blocks} blocks of {model['name']}",
         f"settings: {run.directory / 'swarm.toml'}   key: {run.directory / 'owner.key'} (keep it; it is the run)",
         f"next: swarm join {run.directory}",
     ]

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from swarm.cli.main import main
 from swarm.config_file import load_config
@@ -24,6 +26,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
+NAMES = ("model.embed_tokens.weight", *(f"model.layers.{number}.mlp.up_proj.weight" for number in range(3)))
 
 
 @pytest.fixture
@@ -31,6 +34,7 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(LLAMA))
+    save_file({name: torch.zeros(2, 2) for name in NAMES}, path / "model.safetensors")
     return path
 
 
@@ -91,6 +95,7 @@ def test_the_command_finds_the_model_and_writes_its_numbers(tmp_path: Path, mode
     assert f"swarm join {target}" in result.stderr.replace("\n", "")
     spec = load_config(target)
     assert (spec.name, spec.model.name, spec.model.num_blocks) == ("tales", str(model), 3)
+    assert len(spec.model.weights) == 4 * 4  # what is outside, and three blocks
     assert (spec.adapter.lora_targets, spec.training.batch_size, spec.wire.dtype) == (("q_proj", "v_proj"), 8, "fp32")
 
 
