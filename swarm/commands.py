@@ -24,6 +24,7 @@ from swarm.peer import Peer, PeerConfig
 from swarm.status import COLUMNS, title
 
 if TYPE_CHECKING:
+    from swarm.hosting import HostingConfig
     from swarm.train import Evaluation, Progress
 
 _STATUS_SECONDS = 2.0
@@ -61,14 +62,18 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         avoid=frozenset(PeerId(peer) for peer in options.avoid),
         allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
     )
-    network = _client(options)
+    network = NetworkConfig(bootstrap=options.peers) if options.blocks else _client(options)
     screen.now("entering the swarm")
     config = replace(_config(options, network, model=options.model), rules=rules, route_seconds=options.wait_seconds)
     with Peer.enter(options.target, config) as peer:
+        if options.blocks is not None:
+            screen.now(f"loading blocks {options.blocks}")
+            peer.hold(options.blocks, _hosting(options, options.device))
         screen.now("reading the data")
         data = peer.load(options.data)
         held_out = peer.load(options.eval_data) if options.eval_data else None
-        screen.say(f"training on {len(data)} samples; their text stays here, hosts see activations of it")
+        seen = "and so do its activations" if peer.holds_all else "hosts see activations of it"
+        screen.say(f"training on {len(data)} samples; their text stays here, {seen}")
         view = TrainingView(screen)
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
         view.finish(result.evaluations)
@@ -164,6 +169,14 @@ class TrainingView:
         """The last evaluation comes after the last step."""
         if evaluations and evaluations[-1] != self._shown:
             self._screen.say(evaluation_line(evaluations[-1]))
+
+
+def _hosting(options: TrainOptions, device: str) -> HostingConfig:
+    from swarm.hosting import HostingConfig
+
+    return HostingConfig(
+        cache_dir=options.cache_dir, device=device, num_threads=options.threads or None, model=options.model
+    )
 
 
 def _client(options: PeerOptions) -> NetworkConfig:

@@ -22,8 +22,9 @@ from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
 from peers.messages import StreamKind
+from peers.own_router import OwnRouter
 from peers.pool import Pool
-from peers.router import LiveRouter, RouterConfig
+from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
@@ -103,6 +104,12 @@ class Node:
     def whole(self) -> Span:
         """All blocks of the run's model."""
         return Span(0, self.spec.model.num_blocks)
+
+    def routes(self) -> Router:
+        """How this peer's own work is routed: through itself alone where it holds every block."""
+        if self.hosting is not None and self.hosting.host.span == self.whole:
+            return OwnRouter(self.network.peer_id)
+        return self.router
 
     async def host(self, config: HostingConfig) -> Hosting:
         """Hold a span: load it, catch up with its other holders, serve it, take part in rounds.

@@ -73,10 +73,13 @@ class TrainOptions(PeerOptions):
     """`swarm train`: bring data. `steps` 0 goes on until the run's `total_samples` or until stopped.
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
-    it waits while some block has no live holder.
+    it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all, it
+    trains through itself, and only adapters leave it.
     """
 
     data: tuple[Path, ...]
+    blocks: Span | None = None
+    device: str = "auto"
     eval_data: tuple[Path, ...] = ()
     steps: int = 0
     avoid: frozenset[str] = frozenset()

@@ -109,6 +109,11 @@ class Peer:
         known = tuple(dict.fromkeys([*own, *self.node.config.network.bootstrap]))[:MAX_BOOTSTRAP]
         return Join(run_id=self.node.config.run, run_name=self.node.spec.name, peers=known)
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether this peer holds every block, so that its own work never leaves it."""
+        return self.node.hosting is not None and self.node.hosting.host.span == self.node.whole
+
     def hold(self, span: Span | None, config: HostingConfig) -> Span:
         """Hold blocks from now on; `span` None is what the swarm lacks most. Returns what is held.
 

@@ -62,7 +62,7 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         )
         wire = DTYPES[spec.wire.dtype]
         chain_config = ChainConfig(call_seconds=config.call_seconds, wire_dtype=wire)
-        chain = TrainChain(node.pool, node.router, spec.model.num_blocks, chain_config)
+        chain = TrainChain(node.pool, node.routes(), spec.model.num_blocks, chain_config)
         steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
         trainer = Trainer(
             chain,
@@ -108,7 +108,7 @@ def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop)
         wire_dtype=DTYPES[node.spec.wire.dtype],
         call_seconds=config.call_seconds,
     )
-    blocks = RemoteBlocks(node.pool, node.router, node.whole, session, loop=loop)
+    blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)
     return SwarmModel(client, load_tokenizer(source), blocks)
 
 

@@ -7,6 +7,7 @@ from typing import Unpack
 
 import click
 
+from blocks.spans import MAX_BLOCKS, parse_span
 from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
@@ -18,6 +19,8 @@ class _Given(PeerGiven):
     data: tuple[Path, ...]
     eval_data: tuple[Path, ...]
     steps: int
+    blocks: str
+    device: str
     avoid: tuple[str, ...]
     only: tuple[str, ...]
     model: str | None
@@ -28,16 +31,20 @@ class _Given(PeerGiven):
     epilog="""\b
 Examples:
   swarm train tales/ --data tales.jsonl
-  swarm train swarm1:gqJpZ... --data a.jsonl --data b.txt --eval-data held_out.jsonl --steps 200""",
+  swarm train swarm1:gqJpZ... --data a.jsonl --data b.txt --eval-data held_out.jsonl --steps 200
+  swarm train swarm1:gqJpZ... --data private.jsonl --blocks 0:30""",
     help=f"""Train the run's adapter on your data, through the blocks that the peers hold.
 
 {JOIN_HELP} Batch size, learning rate and the rest are the run's. The text stays here; hosts see activations,
-which can tell them about it. Use --only or --avoid to choose the hosts.""",
+which can tell them about it. Use --only or --avoid to choose the hosts, or hold every block here with --blocks:
+then only adapters leave this machine.""",
 )
 @peer_options
 @click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
+@click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
@@ -52,6 +59,8 @@ def command(**given: Unpack[_Given]) -> None:
             data=given["data"],
             eval_data=given["eval_data"],
             steps=given["steps"],
+            blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
+            device=given["device"],
             avoid=frozenset(given["avoid"]),
             only=frozenset(given["only"]),
             model=given["model"],

@@ -1,0 +1,30 @@
+"""Routes of a peer that holds every block: through itself, so that only adapters leave it."""
+
+from __future__ import annotations
+
+import logging
+
+from blocks.spans import Span
+from peers.network import PeerId
+from peers.routing import Hop
+
+logger = logging.getLogger(__name__)
+
+
+class OwnRouter:
+    """Implements router.Router with a chain of one."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+
+    async def spread(self, span: Span) -> tuple[Hop, ...]:
+        """See Router."""
+        return (Hop(peer=self._me, span=span),)
+
+    async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
+        """See Router; there is nobody to take in place of oneself."""
+        return (Hop(peer=self._me, span=span),)
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """See Router."""
+        logger.warning("a call to this peer itself failed: %s", reason)

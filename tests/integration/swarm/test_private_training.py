@@ -1,0 +1,22 @@
+"""A peer that holds every block keeps its activations to itself, though others hold blocks too; adapters are shared."""
+
+from __future__ import annotations
+
+from tests.integration.swarm.conftest import MakeSwarm
+from tests.integration.swarm.small_swarm import WHOLE, block_samples, host_of, random_samples, until
+
+
+def test_who_holds_every_block_trains_and_generates_through_itself_alone(make_swarm: MakeSwarm) -> None:
+    swarm = make_swarm({"rounds": {"round_samples": 8}})
+    other, own = swarm.hosts(other=WHOLE, own=WHOLE)
+    until(lambda: len(own.node.router.records) == 2, "both hosts are known to each other")
+    own.train(random_samples(8), steps=4)
+    assert own.holds_all
+    assert set(block_samples(other).values()) == {0}
+    own.model().generate("a b", adapter=True)
+    asked = {kind for peer, kind in own.node.traffic.sent if peer == other.id}
+    assert not asked & {"forward", "backward", "step", "evaluate"}
+    # What it learnt reaches the other all the same.
+    until(lambda: host_of(other).round >= 1 and host_of(own).round >= 1, "a round of both")
+    until(lambda: host_of(other).digests() == host_of(own).digests(), "equal adapters")
+    assert any(state.round > 0 for state in host_of(other).units.values())
