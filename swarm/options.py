@@ -73,8 +73,8 @@ class TrainOptions(PeerOptions):
     """`swarm train`: bring data. `steps` 0 goes on until the run's `total_samples` or until stopped.
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
-    it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all, it
-    trains through itself, and only adapters leave it.
+    it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
+    it trains through itself, and only adapters leave it.
     """
 
     data: tuple[Path, ...]
