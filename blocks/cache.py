@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from blocks.adapters import versions
@@ -17,23 +16,21 @@ from blocks.errors import BadAdapter, BadSession, BadSpan, CacheFull
 from blocks.load import SpanModel
 from blocks.passes import why_not_together
 from blocks.session_passes import SessionPasses
-from blocks.sessions import Session, SessionState, StepRequest, check_request
+from blocks.sessions import Session, SessionState, StepRequest, check_opening, check_request
 from blocks.slots import SlotStore, capacity_for
 from blocks.solo_cache import measure_layers
 from blocks.spans import Span
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 1024  # rows of one session; bounds what a request may claim
-MAX_SESSION_NAME = 128
 _ROOM_FOR_COMPANY = 0.5  # of the budget stays free when sessions get longer rows only to lie beside others
 
 
 class SessionCaches:
     """The open sessions of a span. Bytes are reserved when a session opens and free again when it closes.
 
-    Rows are allocated as sessions grow, in capacities of powers of two, never more than `budget_bytes` at a time but for
-    the moment in which a session moves.
+    Rows are allocated as sessions grow, in capacities of powers of two, never more than `budget_bytes` but for the
+    moment in which a session moves.
     """
 
     def __init__(self, model: SpanModel, budget_bytes: int) -> None:
@@ -73,15 +70,7 @@ class SessionCaches:
         Raises:
             BadSession: it is not open.
         """
-        found = self._find(session)
-        return SessionState(
-            span=found.span,
-            batch=found.batch,
-            length=found.length,
-            max_length=found.max_length,
-            version=found.version,
-            num_bytes=found.num_bytes(),
-        )
+        return self._find(session).state()
 
     def open(
         self,
@@ -103,13 +92,9 @@ class SessionCaches:
             BadAdapter: there is no such version.
             CacheFull: the budget has no room; nothing was allocated.
         """
-        if not 0 < len(session) <= MAX_SESSION_NAME or session in self._sessions:
-            raise BadSession(f"session '{session[:40]}' is open already or has no valid id; open it under another")
-        if not 1 <= batch <= MAX_ROWS:
-            raise BadSession(f"a session of {batch} rows was asked for; use 1 to {MAX_ROWS}")
-        most = self._model.source.max_positions
-        if not 1 <= max_length <= most:
-            raise BadSession(f"a session of {max_length} positions was asked for; the model has 1 to {most}")
+        if session in self._sessions:
+            raise BadSession(f"session '{session[:40]}' is open already; open it under another id")
+        check_opening(session, batch, max_length, self._model.source.max_positions)
         if not self._model.span.covers(span):
             raise BadSpan(f"blocks {span} were asked of a model that holds {self._model.span}; ask another peer")
         if self._model.settings is not None and version not in versions(self._model):
@@ -177,6 +162,14 @@ class SessionCaches:
             results |= self._step_each_once({at: rest.pop(at) for at in first_of.values()})
         return [results[at] for at in range(len(requests))]
 
+    def check(self, request: StepRequest) -> int:
+        """The length that a session would have after a step.
+
+        Raises:
+            BadSession: the step does not fit the session.
+        """
+        return check_request(self._find(request.session), request, self._model.source.hidden_size)
+
     def close(self, session: str) -> None:
         """Forget a session and free its bytes; one that is not open is fine, as both ends may close."""
         found = self._sessions.pop(session, None)
@@ -217,14 +210,12 @@ class SessionCaches:
             BadSession: the request does not fit; nothing was changed.
             CacheFull: there is no room for the session's growth; nothing was changed.
         """
-        found = self._find(request.session)
-        length = check_request(found, request, self._model.source.hidden_size)
-        if not bool(torch.isfinite(request.hidden_BTD).all()):
-            raise BadSession("the input has values that are not finite; compute it again")
+        length = self.check(request)
+        found = self._sessions[request.session]
         capacity = self._passes.capacity(found, length)
         if found.num_bytes(capacity) - found.num_bytes() > self.free_bytes:
             raise CacheFull(
-                f"the session has grown to {length} positions and {self.free_bytes} bytes are free; go on at another host"
+                f"the session has grown to {length} positions, {self.free_bytes} bytes are free; go on at another host"
             )
         done = False
         try:

@@ -27,7 +27,7 @@ _LOW_PRECISION_TOLERANCE = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassInput:
-    """One session's part of a pass: its rows, and their inputs. `mask_BK` covers everything up to the last new token."""
+    """One session's part of a pass: its rows and their inputs. `mask_BK` covers all up to the last new token."""
 
     rows: Rows
     hidden_BTD: Tensor
@@ -141,7 +141,9 @@ def _probe_alone(model: SpanModel, at: int) -> Tensor:
     hidden_BTD = _probe_hidden(model, at)
     cache = solo_cache(model, model.span)
     with torch.no_grad():
-        parts = [model.forward(part, span=model.span, cache=cache) for part in hidden_BTD.split(_PROBE_TOKENS[at], 1)]
+        tokens = _PROBE_TOKENS[at]
+        halves = (hidden_BTD[:, :tokens], hidden_BTD[:, tokens:])
+        parts = [model.forward(half, span=model.span, cache=cache) for half in halves]
     return torch.cat(parts, 1).float()
 
 

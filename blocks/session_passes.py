@@ -1,4 +1,4 @@
-"""Computes steps of several sessions, together where the family allows it. Fit requests only: cache.py has checked them."""
+"""Computes steps of several sessions, together where the family allows it. Requests were checked by cache.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SessionPasses:
         session.length = position
 
     def lie_together(self, sessions: Sequence[Session], free_bytes: int) -> None:
-        """Give all sessions rows of the longest one's capacity if `free_bytes` are enough, to be read without copying."""
+        """Give all rows of the longest one's capacity if `free_bytes` are enough, to be read without copying."""
         if self._store is None:
             return
         placements = [session.placement for session in sessions if session.placement is not None]
@@ -62,9 +62,12 @@ class SessionPasses:
         more = sum(session.num_bytes(capacity) - session.num_bytes() for session in sessions)
         if more > free_bytes:
             return
-        for session, placement in zip(sessions, placements, strict=True):
-            if placement.pool.capacity != capacity:
-                self._store.move(placement, capacity, session.length)
+        try:
+            for session, placement in zip(sessions, placements, strict=True):
+                if placement.pool.capacity != capacity:
+                    self._store.move(placement, capacity, session.length)
+        except (RuntimeError, MemoryError) as error:  # without it the pass copies what it reads, and that is all
+            logger.warning("no memory to put sessions side by side error=%s", error)
 
     def run(self, steps: Sequence[tuple[Session, StepRequest]]) -> list[Tensor | Exception]:
         """The output of each step, all of one span, or what went wrong with it.

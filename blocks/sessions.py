@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from blocks.errors import BadSession
 from blocks.slots import Placement
 from blocks.spans import Span
+
+MAX_ROWS = 1024  # rows of one session; bounds what a request may claim
+MAX_SESSION_NAME = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +26,18 @@ class StepRequest:
     mask_BT: Tensor | None = None
     position_ids_BT: Tensor | None = None
     rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionState:
+    """What others may know about an open session. `length` and `max_length` are in positions."""
+
+    span: Span
+    batch: int
+    length: int
+    max_length: int
+    version: str
+    num_bytes: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,17 +59,30 @@ class Session:
         held = 0 if self.placement is None else self.placement.pool.capacity
         return self.batch * max(self.promised, held, capacity) * self.row_bytes
 
+    def state(self) -> SessionState:
+        """What others may know."""
+        return SessionState(
+            span=self.span,
+            batch=self.batch,
+            length=self.length,
+            max_length=self.max_length,
+            version=self.version,
+            num_bytes=self.num_bytes(),
+        )
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionState:
-    """What others may know about an open session. `length` and `max_length` are in positions."""
 
-    span: Span
-    batch: int
-    length: int
-    max_length: int
-    version: str
-    num_bytes: int
+def check_opening(session: str, batch: int, max_length: int, most: int) -> None:
+    """Refuse what no session may be; `most` positions are what the model has.
+
+    Raises:
+        BadSession: the id is malformed, or a number is out of range.
+    """
+    if not 0 < len(session) <= MAX_SESSION_NAME:
+        raise BadSession(f"session '{session[:40]}' has no valid id; use 1 to {MAX_SESSION_NAME} characters")
+    if not 1 <= batch <= MAX_ROWS:
+        raise BadSession(f"a session of {batch} rows was asked for; use 1 to {MAX_ROWS}")
+    if not 1 <= max_length <= most:
+        raise BadSession(f"a session of {max_length} positions was asked for; the model has 1 to {most}")
 
 
 def check_request(found: Session, request: StepRequest, hidden_size: int) -> int:
@@ -81,4 +110,6 @@ def check_request(found: Session, request: StepRequest, hidden_size: int) -> int
         raise BadSession(f"the mask is {tuple(mask_BT.shape)}; it must be {(found.batch, length)}, old ones included")
     if positions_BT is not None and tuple(positions_BT.shape) not in {(found.batch, tokens), (1, tokens)}:
         raise BadSession(f"the position ids are {tuple(positions_BT.shape)}; they must be {(found.batch, tokens)}")
+    if not bool(torch.isfinite(hidden_BTD).all()):
+        raise BadSession("the input has values that are not finite; compute it again")
     return length

@@ -298,7 +298,10 @@ def test_a_family_that_cannot_share_passes_is_computed_alone(llama: SpanModel, m
     monkeypatch.setattr("blocks.cache.why_not_together", lambda model, shapes: "this is a test")
     caches = open_three(llama)
     text = inputs(1, 9)
-    requests = [StepRequest(session=name, hidden_BTD=text[:, :end], position=0) for name, end in zip("abc", (8, 3, 5))]
+    requests = [
+        StepRequest(session=name, hidden_BTD=text[:, :end], position=0)
+        for name, end in zip("abc", (8, 3, 5), strict=True)
+    ]
     for got, end in zip(together(caches, *requests), (8, 3, 5), strict=True):
         torch.testing.assert_close(got, alone(llama, text)[:, :end], rtol=0, atol=1e-5)
     (again,) = together(caches, StepRequest(session="a", hidden_BTD=text[:, 2:], position=2))
