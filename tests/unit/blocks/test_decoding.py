@@ -189,3 +189,20 @@ async def test_a_thread_that_breaks_is_told_to_all_who_wait(
 async def test_inputs_of_any_shape_are_refused(decoder: BatchedDecoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadSession):
         await ask(decoder, "a", torch.zeros(shape))
+
+
+async def test_clients_that_answer_at_once_stay_in_step(decoder: BatchedDecoder, llama_span: SpanModel) -> None:
+    """Without waiting for each other for a moment, each would have passes of its own."""
+    texts = {name: text(seed, 24) for seed, name in enumerate("abcd")}
+
+    async def client(name: str) -> Tensor:
+        got = []
+        for at in range(24):
+            request = StepRequest(session=name, hidden_BTD=texts[name][:, at : at + 1], position=at)
+            got.append(await decoder.step(request, client=name, deadline_seconds=SOON))
+        return torch.cat(got, 1)
+
+    for name, got in zip(texts, await asyncio.gather(*(client(name) for name in texts)), strict=True):
+        torch.testing.assert_close(got, whole(llama_span, texts[name]), rtol=0, atol=1e-5)
+    assert decoder.steps == 96
+    assert decoder.passes <= 64
