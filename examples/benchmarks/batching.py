@@ -91,16 +91,17 @@ def decode_at_once(model: SpanModel, count: int, steps: int, num_threads: int) -
     decoder = BatchedDecoder(thread, caches)
     hidden_BTD = torch.randn(1, 1, model.source.hidden_size, dtype=model.dtype)
 
-    async def client(name: str) -> None:
+    async def client(name: str, steps: int) -> None:
         for at in range(steps):
             request = StepRequest(session=name, hidden_BTD=hidden_BTD, position=starts[name] + at)
             await decoder.step(request, client=name, deadline_seconds=600)
 
     async def clients() -> float:
-        begin = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for name in starts:
-                group.create_task(client(name))
+        for some in (3, steps):  # the first steps on a new thread are slow
+            begin = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for name in starts:
+                    group.create_task(client(name, some))
         return time.perf_counter() - begin
 
     seconds = asyncio.run(clients())
