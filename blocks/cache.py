@@ -1,81 +1,59 @@
-"""KV caches of decoding sessions under one byte budget. One session a forward pass; batching sessions is not here.
+"""KV caches of decoding sessions under one byte budget, and the passes that extend them, many sessions at a time.
 
-B: rows of a session, T: new tokens, D: hidden size.
+Which sessions go into a pass is decided here only as far as it must be: those that fit together at all. What is worth
+computing together, and when, is for batching.py and decoding.py. B: rows of a session, T: new tokens, D: hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import logging
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicSlidingWindowLayer
 
-from blocks.adapters import LIVE, use_version, versions
+from blocks.adapters import versions
 from blocks.errors import BadAdapter, BadSession, BadSpan, CacheFull
 from blocks.load import SpanModel
+from blocks.passes import why_not_together
+from blocks.session_passes import SessionPasses
+from blocks.sessions import Session, SessionState, StepRequest, check_opening, check_request
+from blocks.slots import SlotStore, capacity_for
+from blocks.solo_cache import measure_layers
 from blocks.spans import Span
 
-MAX_ROWS = 1024  # rows of one session; bounds what a request may claim
-MAX_SESSION_NAME = 128
+logger = logging.getLogger(__name__)
 
-
-class _RollbackSlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """A sliding-window layer that forgets nothing, so that it can roll back as far as full attention can.
-
-    transformers' own drops what is out of the window at the first rollback, and a second, deeper one is then wrong.
-    """
-
-    def __init__(self, sliding_window: int) -> None:
-        super().__init__(sliding_window)
-        self.activate_past_recording()
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` tokens."""
-        if tokens_to_remove < 0 and self.is_initialized:
-            self.keys = cast(Tensor, self.keys)[:, :, :tokens_to_remove]  # type: ignore[has-type]
-            self.values = cast(Tensor, self.values)[:, :, :tokens_to_remove]  # type: ignore[has-type]
-            self.cumulative_length += tokens_to_remove
-
-
-@dataclass(kw_only=True, slots=True)
-class _Session:
-    span: Span
-    batch: int
-    max_length: int
-    version: str
-    num_bytes: int
-    cache: Cache
-    length: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionState:
-    """What others may know about an open session. `length` and `max_length` are in positions."""
-
-    span: Span
-    batch: int
-    length: int
-    max_length: int
-    version: str
-    num_bytes: int
+_ROOM_FOR_COMPANY = 0.5  # of the budget stays free when sessions get longer rows only to lie beside others
 
 
 class SessionCaches:
-    """The open sessions of a span. Bytes are reserved when a session opens and free again when it closes."""
+    """The open sessions of a span. Bytes are reserved when a session opens and free again when it closes.
+
+    Rows are allocated as sessions grow, in capacities of powers of two, never more than `budget_bytes` but for the
+    moment in which a session moves.
+    """
 
     def __init__(self, model: SpanModel, budget_bytes: int) -> None:
-        """`budget_bytes` bounds the keys and values of all sessions together, at their full length."""
+        """`budget_bytes` bounds the keys and values of all sessions together."""
         self._model = model
         self._budget_bytes = budget_bytes
-        self._sessions: dict[str, _Session] = {}
-        self._layer_bytes = _bytes_per_token(model)
+        self._sessions: dict[str, Session] = {}
+        self._layer_bytes, shapes = measure_layers(model)
+        self.alone_because = why_not_together(model, shapes)
+        if self.alone_because is not None:
+            logger.info("sessions are computed one by one span=%s reason=%s", model.span, self.alone_because)
+        self._store = SlotStore(shapes or {}, budget_bytes, model.device)
+        self._passes = SessionPasses(model, self._store if self.alone_because is None else None)
 
     @property
     def free_bytes(self) -> int:
         """What sessions that are not open yet may still reserve."""
-        return self._budget_bytes - sum(session.num_bytes for session in self._sessions.values())
+        return self._budget_bytes - sum(session.num_bytes() for session in self._sessions.values())
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What keys and values of sessions take now; 0 where sessions are computed alone, as the library allocates."""
+        return self._store.num_bytes
 
     @property
     def sessions(self) -> tuple[str, ...]:
@@ -92,18 +70,21 @@ class SessionCaches:
         Raises:
             BadSession: it is not open.
         """
-        found = self._find(session)
-        return SessionState(
-            span=found.span,
-            batch=found.batch,
-            length=found.length,
-            max_length=found.max_length,
-            version=found.version,
-            num_bytes=found.num_bytes,
-        )
+        return self._find(session).state()
 
-    def open(self, session: str, *, span: Span, batch: int, max_length: int, version: str) -> None:
+    def open(
+        self,
+        session: str,
+        *,
+        span: Span,
+        batch: int,
+        max_length: int,
+        version: str,
+        expected_length: int | None = None,
+    ) -> None:
         """Reserve a session of `batch` rows and up to `max_length` positions, decoding with an adapter version.
+
+        With `expected_length` only so many positions are reserved; growing further succeeds while there is room.
 
         Raises:
             BadSession: the id is taken or malformed, or a number is out of range.
@@ -111,28 +92,27 @@ class SessionCaches:
             BadAdapter: there is no such version.
             CacheFull: the budget has no room; nothing was allocated.
         """
-        if not 0 < len(session) <= MAX_SESSION_NAME or session in self._sessions:
-            raise BadSession(f"session '{session[:40]}' is open already or has no valid id; open it under another")
-        if not 1 <= batch <= MAX_ROWS:
-            raise BadSession(f"a session of {batch} rows was asked for; use 1 to {MAX_ROWS}")
-        most = self._model.source.max_positions
-        if not 1 <= max_length <= most:
-            raise BadSession(f"a session of {max_length} positions was asked for; the model has 1 to {most}")
+        if session in self._sessions:
+            raise BadSession(f"session '{session[:40]}' is open already; open it under another id")
+        check_opening(session, batch, max_length, self._model.source.max_positions)
         if not self._model.span.covers(span):
             raise BadSpan(f"blocks {span} were asked of a model that holds {self._model.span}; ask another peer")
         if self._model.settings is not None and version not in versions(self._model):
             raise BadAdapter(f"there is no adapter version '{version[:80]}' here; fetch it or use a newer one")
-        num_bytes = batch * max_length * self.bytes_per_token(span)
-        if num_bytes > self.free_bytes:
-            raise CacheFull(f"a session of {num_bytes} bytes does not fit in {self.free_bytes} free; try another host")
-        self._sessions[session] = _Session(
+        reserved = max(1, min(max_length, expected_length or max_length))
+        opened = Session(
             span=span,
             batch=batch,
             max_length=max_length,
             version=version,
-            num_bytes=num_bytes,
-            cache=_new_cache(self._model, span),
+            row_bytes=self.bytes_per_token(span),
+            promised=capacity_for(reserved),
         )
+        if opened.num_bytes() > self.free_bytes:
+            raise CacheFull(
+                f"a session of {opened.num_bytes()} bytes does not fit in {self.free_bytes} free; try another host"
+            )
+        self._sessions[session] = opened
 
     def step(
         self,
@@ -152,95 +132,96 @@ class SessionCaches:
 
         Raises:
             BadSession: the session is not open, or the request does not fit it.
+            CacheFull: the session has outgrown what was reserved, and there is no more room; it stays open.
         """
-        found = self._find(session)
-        length = _check_step(found, self._model.source.hidden_size, hidden_BTD, position, rows)
-        _check_masks(found.batch, length, hidden_BTD.shape[1], mask_BT, position_ids_BT)
-        done = False
-        try:
-            self._move(found, position, rows)
-            if self._model.settings is not None:
-                use_version(self._model, found.version)
-            with torch.no_grad():
-                output_BTD = self._model.forward(
-                    hidden_BTD, span=found.span, mask_BT=mask_BT, position_ids_BT=position_ids_BT, cache=found.cache
-                )
-            found.length = length
-            done = True
-        finally:
-            if not done:
-                self.close(session)
-        return output_BTD.to(hidden_BTD.dtype)
+        request = StepRequest(
+            session=session,
+            hidden_BTD=hidden_BTD,
+            position=position,
+            mask_BT=mask_BT,
+            position_ids_BT=position_ids_BT,
+            rows=rows,
+        )
+        (result,) = self.step_many([request])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def step_many(self, requests: Sequence[StepRequest]) -> list[Tensor | Exception]:
+        """What `step` gives, or would raise, for each request; those that can are computed together.
+
+        Together are sessions of the same span, at any positions and with any adapter versions. A request that is
+        refused or fails leaves the others as they are. Of one session's requests the later go on from the earlier.
+        """
+        results: dict[int, Tensor | Exception] = {}
+        rest = dict(enumerate(requests))
+        while rest:
+            first_of: dict[str, int] = {}
+            for at, request in rest.items():
+                first_of.setdefault(request.session, at)
+            results |= self._step_each_once({at: rest.pop(at) for at in first_of.values()})
+        return [results[at] for at in range(len(requests))]
+
+    def check(self, request: StepRequest) -> int:
+        """The length that a session would have after a step.
+
+        Raises:
+            BadSession: the step does not fit the session.
+        """
+        return check_request(self._find(request.session), request, self._model.source.hidden_size)
 
     def close(self, session: str) -> None:
         """Forget a session and free its bytes; one that is not open is fine, as both ends may close."""
-        self._sessions.pop(session, None)
+        found = self._sessions.pop(session, None)
+        if found is not None and found.placement is not None:
+            self._store.release(found.placement)
 
-    def _find(self, session: str) -> _Session:
+    def _find(self, session: str) -> Session:
         found = self._sessions.get(session)
         if found is None:
             raise BadSession(f"session '{session[:40]}' is not open here; open it and send its inputs again")
         return found
 
-    def _move(self, found: _Session, position: int, rows: tuple[int, ...] | None) -> None:
-        """Roll back and reorder, before new tokens come."""
-        if position == 0 and found.length > 0:
-            found.cache = _new_cache(self._model, found.span)
-        elif position < found.length:
-            found.cache.crop(position - found.length)
-        if rows is not None and position > 0 and rows != tuple(range(found.batch)):
-            found.cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self._model.device))
+    def _step_each_once(self, requests: Mapping[int, StepRequest]) -> dict[int, Tensor | Exception]:
+        """At most one request for each session."""
+        results: dict[int, Tensor | Exception] = {}
+        by_span: dict[Span, list[int]] = {}
+        for at, request in requests.items():
+            try:
+                by_span.setdefault(self._begin(request).span, []).append(at)
+            except Exception as error:  # handed to the one who asked; the others go on
+                results[at] = error
+        for ats in by_span.values():
+            steps = [(self._sessions[requests[at].session], requests[at]) for at in ats]
+            spare = self.free_bytes - int(self._budget_bytes * _ROOM_FOR_COMPANY)
+            self._passes.lie_together([session for session, _ in steps], spare)
+            for at, (session, request), result in zip(ats, steps, self._passes.run(steps), strict=True):
+                results[at] = result
+                if isinstance(result, Exception):
+                    self.close(request.session)
+                else:
+                    session.length = request.position + request.hidden_BTD.shape[1]
+        return results
 
+    def _begin(self, request: StepRequest) -> Session:
+        """The session of a request, ready for it.
 
-def _check_step(
-    found: _Session, hidden_size: int, hidden_BTD: Tensor, position: int, rows: tuple[int, ...] | None
-) -> int:
-    """The session's length after the step, if the step fits."""
-    if hidden_BTD.dim() != 3 or hidden_BTD.shape[0] != found.batch or hidden_BTD.shape[2] != hidden_size:
-        raise BadSession(f"the input is {tuple(hidden_BTD.shape)}; the session takes ({found.batch}, T, {hidden_size})")
-    if not 0 <= position <= found.length:
-        raise BadSession(f"position {position} is not in 0 to {found.length}; send the missing inputs first")
-    length = position + int(hidden_BTD.shape[1])
-    if hidden_BTD.shape[1] < 1 or length > found.max_length:
-        raise BadSession(
-            f"the session ends at {found.max_length} positions and was asked for {length}; open a longer one"
-        )
-    if rows is not None and (len(rows) != found.batch or not all(0 <= row < found.batch for row in rows)):
-        raise BadSession(f"the row order does not fit a session of {found.batch} rows; send one old row for each row")
-    return length
-
-
-def _check_masks(batch: int, length: int, tokens: int, mask_BT: Tensor | None, position_ids_BT: Tensor | None) -> None:
-    if mask_BT is not None and tuple(mask_BT.shape) != (batch, length):
-        raise BadSession(f"the mask is {tuple(mask_BT.shape)}; it must be {(batch, length)}, old positions included")
-    if position_ids_BT is not None and tuple(position_ids_BT.shape) not in {(batch, tokens), (1, tokens)}:
-        raise BadSession(f"the position ids are {tuple(position_ids_BT.shape)}; they must be {(batch, tokens)}")
-
-
-def _new_cache(model: SpanModel, span: Span) -> Cache:
-    """The family's own kinds of layers for the blocks of `span`, nothing for the others."""
-    cache = cast(Cache, DynamicCache(config=model.config))
-    for number, layer in enumerate(cache.layers):
-        if number not in span:
-            cache.layers[number] = DummyLayer()
-        elif type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[number] = _RollbackSlidingLayer(layer.sliding_window)
-    return cache
-
-
-def _bytes_per_token(model: SpanModel) -> dict[int, int]:
-    """By block, measured on one token, as families differ in what they cache."""
-    cache = _new_cache(model, model.span)
-    probe_BTD = torch.zeros(1, 1, model.source.hidden_size, device=model.device)
-    if model.settings is not None:
-        use_version(model, LIVE)
-    with torch.no_grad():
-        model.forward(probe_BTD, span=model.span, cache=cache)
-    return {
-        number: sum(
-            tensor.numel() * tensor.element_size()
-            for tensor in (cache.layers[number].keys, cache.layers[number].values)
-            if tensor is not None
-        )
-        for number in model.span.blocks()
-    }
+        Raises:
+            BadSession: the request does not fit; nothing was changed.
+            CacheFull: there is no room for the session's growth; nothing was changed.
+        """
+        length = self.check(request)
+        found = self._sessions[request.session]
+        capacity = self._passes.capacity(found, length)
+        if found.num_bytes(capacity) - found.num_bytes() > self.free_bytes:
+            raise CacheFull(
+                f"the session has grown to {length} positions, {self.free_bytes} bytes are free; go on at another host"
+            )
+        done = False
+        try:
+            self._passes.begin(found, request, capacity)
+            done = True
+        finally:
+            if not done:
+                self.close(request.session)
+        return found

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from blocks.cache import SessionCaches
+from blocks.decoding import BatchedDecoder
 from blocks.errors import BadSession
+from blocks.sessions import StepRequest
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
@@ -25,6 +27,7 @@ from peers.train_service import check_span
 
 PLAIN_LABEL = "plain"
 MAX_SESSIONS = 1024  # short sessions take few cache bytes, but objects of their own
+STEP_SECONDS = 120.0  # a step that waits longer for its turn is refused, and its client asks another host
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class DecodeService(Handler):
     ) -> None:
         self._parts, self._edge, self._clock, self._idle_seconds = parts, edge, clock, idle_seconds
         self._sessions: dict[str, _Session] = {}
+        self._decoder = BatchedDecoder(parts.thread, parts.caches, clock=clock)
         self.tokens = 0
 
     async def answer(self, question: Question) -> Answer:
@@ -131,16 +135,17 @@ class DecodeService(Handler):
             raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
         hidden, mask, positions = self._inputs(question.tensors, message)
         session.deadline = self._clock() + self._idle_seconds
-        output = await self._parts.thread.run(
-            Priority.DECODE,
-            lambda: self._parts.caches.step(
-                key,
-                hidden,
+        output = await self._decoder.step(
+            StepRequest(
+                session=key,
+                hidden_BTD=hidden,
                 position=message.position,
                 mask_BT=mask,
                 position_ids_BT=positions,
                 rows=message.rows,
             ),
+            client=str(question.peer),
+            deadline_seconds=STEP_SECONDS,
         )
         self.tokens += hidden.shape[0] * hidden.shape[1]
         return Answer(tensors=(output,))
@@ -176,6 +181,7 @@ class DecodeService(Handler):
     def _submit_end(self, key: str) -> Future[None]:
         """Forget a session now and free its cache behind all jobs that it has queued."""
         session = self._sessions.pop(key)
+        self._decoder.forget(key)
         freed = self._parts.thread.submit(Priority.DECODE, lambda: self._parts.caches.close(key))
         if session.pinned:
             self._parts.drop_versions(self._parts.shelf.unpin(session.label))

@@ -14,6 +14,7 @@ from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
 from blocks.errors import UnsupportedModel
 from blocks.load import load_client, load_span, load_tokenizer
+from blocks.sessions import StepRequest
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 
@@ -80,6 +81,39 @@ def test_two_spans_and_a_client_equal_the_local_model(source: ModelSource) -> No
     got = client.generate(**prompt, max_new_tokens=24, do_sample=False)
     assert torch.equal(got, want)
     assert len(tokenizer.decode(got[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)) > 10
+
+
+@needs_smollm2
+@torch.no_grad()
+def test_sessions_that_decode_together_write_what_each_writes_alone(source: ModelSource) -> None:
+    local = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    spans = [load_span(source, span, dtype=torch.float32, device=CPU) for span in (Span(0, 15), Span(15, 30))]
+    tokenizer = load_tokenizer(source)
+    sentences = ("The capital of France is", "Once upon a time, in a village by the sea,", "def add(a, b):", "1, 2, 3,")
+    prompts = [tokenizer(sentence, return_tensors="pt")["input_ids"] for sentence in sentences]
+    wants = [local.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None) for prompt in prompts]
+    hosts = [SessionCaches(model, 1 << 26) for model in spans]
+    texts = dict(enumerate(prompts))
+    seen = dict.fromkeys(texts, 0)
+    for at in texts:
+        for host, model in zip(hosts, spans, strict=True):
+            host.open(str(at), span=model.span, batch=1, max_length=64, version="live")
+    number = 0
+    while any(texts[at].shape[1] < wants[at].shape[1] for at in texts):
+        number += 1
+        ready = [at for at in texts if at < number and texts[at].shape[1] < wants[at].shape[1]]  # one joins at a time
+        hidden = {at: local.model.embed_tokens(texts[at][:, seen[at] :]) for at in ready}
+        for host in hosts:
+            requests = [StepRequest(session=str(at), hidden_BTD=hidden[at], position=seen[at]) for at in ready]
+            for at, output in zip(ready, host.step_many(requests), strict=True):
+                assert isinstance(output, Tensor)
+                hidden[at] = output
+        for at in ready:
+            seen[at] = texts[at].shape[1]
+            token = local.lm_head(local.model.norm(hidden[at][:, -1:])).argmax(-1)
+            texts[at] = torch.cat([texts[at], token], 1)
+    for at, want in enumerate(wants):
+        assert torch.equal(texts[at], want)
 
 
 def test_a_file_that_only_calls_itself_gguf_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -28,17 +28,17 @@ def caches(llama_span: SpanModel) -> SessionCaches:
 
 
 def test_bytes_are_reserved_at_opening_and_free_after_closing(llama_span: SpanModel) -> None:
-    caches = SessionCaches(llama_span, 40 * 3 * BYTES_PER_TOKEN)
+    caches = SessionCaches(llama_span, 64 * 3 * BYTES_PER_TOKEN)  # rows have 16, 32, 64 ... positions
     assert caches.bytes_per_token(Span(2, 5)) == 3 * BYTES_PER_TOKEN
     caches.open("a", span=Span(2, 5), batch=2, max_length=15, version="live")
-    assert caches.free_bytes == 10 * 3 * BYTES_PER_TOKEN
+    assert caches.free_bytes == 32 * 3 * BYTES_PER_TOKEN
     with pytest.raises(CacheFull, match="another host"):
-        caches.open("b", span=Span(2, 5), batch=1, max_length=11, version="live")
-    caches.open("b", span=Span(2, 3), batch=1, max_length=30, version="live")
+        caches.open("b", span=Span(2, 5), batch=1, max_length=33, version="live")
+    caches.open("b", span=Span(2, 3), batch=3, max_length=30, version="live")
     assert caches.free_bytes == 0
     caches.close("a")
     caches.close("a")
-    assert caches.free_bytes == 30 * 3 * BYTES_PER_TOKEN
+    assert caches.free_bytes == 32 * 3 * BYTES_PER_TOKEN
     assert caches.sessions == ("b",)
 
 

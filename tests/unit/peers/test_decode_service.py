@@ -68,7 +68,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 def host(source: ModelSource) -> Iterator[Host]:
     model = load_span(source, HELD, dtype=torch.float32, device=torch.device("cpu"))
     attach(model, LoraSettings(seed=1, rank=2))
-    caches, thread, shelf = SessionCaches(model, 100_000), ComputeThread(num_threads=1), SnapshotShelf(keep=2)
+    caches, thread, shelf = SessionCaches(model, 120_000), ComputeThread(num_threads=1), SnapshotShelf(keep=2)
     made: list[Host] = []
 
     def drop_versions(gone: list[Snapshot]) -> None:
