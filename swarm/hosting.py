@@ -15,6 +15,7 @@ from averaging.averager import Averager, Link
 from averaging.config import AveragingConfig
 from averaging.hivemind_exchange import HivemindExchange
 from blocks.adapters import layout_digest
+from blocks.errors import BadSpan
 from blocks.part import block_parameters
 from blocks.source import ModelSource
 from blocks.spans import Span
@@ -133,6 +134,8 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     span = config.span or pick_span(
         node.router.records, source.num_blocks, _affordable(source, dtype), me=node.network.peer_id
     )
+    if span.end > source.num_blocks:
+        raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     await asyncio.to_thread(check_weights, source, spec, span.blocks())
     lora = lora_settings(spec)
     layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()

@@ -50,6 +50,7 @@ def test_a_text_goes_on_unchanged_whichever_of_its_hosts_is_killed(swarm: ChaosS
 def test_a_host_killed_in_the_middle_of_training_neither_stops_nor_corrupts_it(swarm: ChaosSwarm) -> None:
     swarm.ensure(back=1)
     trainer = swarm.enter("trainer")
+    swarm.rest()
     before = swarm.counted(0), swarm.counted(BACK.start)
     doomed = [name for name in swarm.alive if swarm.hosts[name].host.span == FRONT]
     plan = FaultPlan(seed=7).kill_one_of(doomed, at_step=5)
@@ -63,7 +64,7 @@ def test_a_host_killed_in_the_middle_of_training_neither_stops_nor_corrupts_it(s
     # The half that lost nobody has counted every sample once; the other at most once.
     trained = len(story.losses) * BATCH
     until(lambda: swarm.counted(BACK.start) - before[1] == trained, f"{trained} samples counted, each once")
-    assert swarm.counted(0) - before[0] <= trained
+    until(lambda: swarm.counted(0) - before[0] <= trained, f"at most {trained} samples counted")
     until(lambda: not any(map(is_running, family)), "the end of the killed host and its p2pd", seconds=20)
 
 
@@ -100,6 +101,7 @@ def test_a_host_killed_in_the_all_reduce_leaves_the_others_equal_and_catches_up(
 def test_a_host_killed_in_a_backward_pass_costs_only_that_pass(swarm: ChaosSwarm) -> None:
     swarm.ensure(front=1)
     trainer = swarm.enter("trainer")
+    swarm.rest()
     before = swarm.counted(0), swarm.counted(BACK.start)
 
     def freeze(peer: PeerId) -> None:  # so that it cannot have answered when it dies
@@ -126,4 +128,5 @@ def test_a_host_killed_in_a_backward_pass_costs_only_that_pass(swarm: ChaosSwarm
     trained = len(story.losses) * BATCH
     if died == BACK:  # who held nothing else took no front work with it
         until(lambda: swarm.counted(0) - before[0] == trained, f"{trained} samples counted, each once")
-    assert swarm.counted(BACK.start) - before[1] <= trained
+    # The records of a round that was just applied may be told a moment later; what counted twice would stay.
+    until(lambda: swarm.counted(BACK.start) - before[1] <= trained, f"at most {trained} samples counted")
