@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from blocks.errors import UnknownModel, UnsupportedModel
-from blocks.progress import quiet_progress
+from blocks.loading import loading
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
     except OSError as error:
         raise UnknownModel(f"cannot write converted models to {cache_dir}: {error.strerror}") from error
     try:
-        with quiet_progress(), _parsed_once():
+        with loading(), _parsed_once():
             _convert(file, work)
         try:
             os.rename(work, target)

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from blocks.checkpoint_files import open_tensors
 from blocks.errors import MissingTensors
-from blocks.progress import quiet_progress
+from blocks.loading import loading
 from blocks.skip import find_layers
 from blocks.source import ModelSource, family_class, read_config, text_config
 
@@ -66,7 +66,7 @@ def load_part(
     }
     bases = (family,) if mixin is object else (mixin, family)
     part = type(family.__name__, bases, body)
-    with open_tensors(source, wanted) as tensors, quiet_progress():
+    with open_tensors(source, wanted) as tensors, loading():
         try:
             module, info = part.from_pretrained(  # type: ignore[attr-defined]
                 None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from peers.config import NetworkConfig
@@ -34,6 +36,8 @@ _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each othe
 def run_join(options: JoinOptions, screen: Screen) -> None:
     """Hold blocks until stopped; says the join string on stdout."""
     network = NetworkConfig(host=options.host, port=options.port, announce=options.announce, bootstrap=options.peers)
+    # What computes takes seconds to import, and p2pd seconds to start: both at once.
+    threading.Thread(target=import_module, args=("swarm.hosting",), daemon=True).start()
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
         from swarm.hosting import HostingConfig
