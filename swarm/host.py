@@ -22,9 +22,9 @@ from blocks.adapters import (
     add_version,
     check_unit,
     drop_version,
-    parameters_by_unit,
     read_units,
     unit_digest,
+    unit_shapes,
     write_units,
 )
 from blocks.cache import SessionCaches
@@ -228,10 +228,7 @@ class Host:
         self._publish(number)
 
     def _take(self, states: Mapping[UnitId, UnitState]) -> None:
-        shapes = {
-            unit: {name: tuple(parameter.shape) for name, parameter in named.items()}
-            for unit, named in parameters_by_unit(self.model).items()
-        }
+        shapes = unit_shapes(self.model)
         for unit, state in states.items():
             if unit not in shapes:
                 raise BadAdapter(f"unit {unit} is not in the span {self.span}")
