@@ -13,12 +13,14 @@ from contextlib import suppress
 from typing import Protocol
 
 from blocks.errors import BadAdapter, BadSession, BadSpan, BlockError, Busy, CacheFull
-from peers.calls import HELLO_SECONDS, Answer, Question, Traffic, check_tensors, hello_refusal
+from peers.calls import HELLO_SECONDS, Answer, Question, check_tensors, hello_refusal
 from peers.errors import BadMessage, Refused, StreamClosed
 from peers.fields import to_body
-from peers.messages import Hello, Message, Refusal, RefusalCode, parse_message
+from peers.messages import Hello, Message, Refusal, RefusalCode, is_kind, parse_message
 from peers.network import ByteStream, PeerId
+from peers.traffic import Traffic
 from peers.wire import Frame, read_frame, write_frame
+from peers.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +86,15 @@ class CallServer:
         """Tell the other side why its stream ends, if it listens."""
         with suppress(StreamClosed, TimeoutError):
             async with asyncio.timeout(HELLO_SECONDS):
-                await _send(stream, lock, 0, Answer(message=_refusal(error)))
+                sent = await _send(stream, lock, 0, Answer(message=_refusal(error)))
+                self._traffic.add(stream.peer, "malformed", sent=sent)
 
     async def _greet(self, stream: ByteStream, lock: asyncio.Lock) -> bool:
         ours = self._hello()
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 frame = await read_frame(stream.reader, max_payload=0)
+            self._traffic.add(stream.peer, ours.kind, received=frame.wire_bytes)
             theirs = parse_message(frame.kind, frame.body)
             refusal = hello_refusal(ours, theirs)
         except (BadMessage, TimeoutError) as error:
@@ -99,19 +103,21 @@ class CallServer:
             return False
         answer: Message = refusal or ours
         try:
-            await _send(stream, lock, 0, Answer(message=answer))
+            self._traffic.add(stream.peer, ours.kind, sent=await _send(stream, lock, 0, Answer(message=answer)))
         except StreamClosed:
             return False
         return refusal is None
 
     async def _answer_one(self, stream: ByteStream, lock: asyncio.Lock, number: int, frame: Frame) -> None:
-        kind = "malformed"  # only known kinds are counted, else an asker could make the counters grow
+        # Only known kinds are counted, else an asker could make the counters grow.
+        kind = frame.kind if is_kind(frame.kind) else "malformed"
+        self._traffic.add(stream.peer, kind, received=frame.wire_bytes)
         try:
             message = parse_message(frame.kind, frame.body)
-            kind = message.kind
-            self._traffic.add(stream.peer, kind, received=frame.num_bytes)
             await check_tensors(frame.tensors)
-            question = Question(peer=stream.peer, stream=number, message=message, tensors=frame.tensors)
+            question = Question(
+                peer=stream.peer, stream=number, message=message, tensors=frame.tensors, wire=frame.wire
+            )
             answer = await self._handler.answer(question)
         except (BadMessage, Refused, BlockError) as error:
             logger.info("refused peer=%s kind=%r reason=%s", stream.peer, frame.kind, error)
@@ -121,25 +127,29 @@ class CallServer:
             logger.exception("request failed peer=%s kind=%s", stream.peer, frame.kind)
             answer = Answer(message=Refusal(code=RefusalCode.INTERNAL, reason=f"{frame.kind} failed on this host"))
         try:
-            sent = await _send_fitting(stream, lock, frame.request, answer)
+            sent = await _send_fitting(stream, lock, frame, answer)
         except StreamClosed:
             return
         self._traffic.add(stream.peer, kind, sent=sent)
 
 
-async def _send(stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer) -> int:
-    frame = Frame(request=request, kind=answer.message.kind, body=to_body(answer.message), tensors=answer.tensors)
+async def _send(
+    stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer, wire: WireFormat | None = None
+) -> int:
+    frame = Frame(
+        request=request, kind=answer.message.kind, body=to_body(answer.message), tensors=answer.tensors, wire=wire
+    )
     async with lock:
         return await write_frame(stream.writer, frame)
 
 
-async def _send_fitting(stream: ByteStream, lock: asyncio.Lock, request: int, answer: Answer) -> int:
-    """Send an answer, or say that it is too large to be sent."""
+async def _send_fitting(stream: ByteStream, lock: asyncio.Lock, question: Frame, answer: Answer) -> int:
+    """Send an answer, or say that it cannot be sent."""
     try:
-        return await _send(stream, lock, request, answer)
+        return await _send(stream, lock, question.request, answer, question.wire)
     except BadMessage as error:
         logger.warning("answer not sent peer=%s kind=%s reason=%s", stream.peer, answer.message.kind, error)
-        return await _send(stream, lock, request, Answer(message=_refusal(error)))
+        return await _send(stream, lock, question.request, Answer(message=_refusal(error)))
 
 
 def as_refused(error: BadMessage | BlockError) -> Refused:

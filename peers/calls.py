@@ -16,22 +16,28 @@ import torch
 
 from peers.errors import BadMessage, NetworkFailed, Refused, StreamClosed
 from peers.fields import to_body
-from peers.messages import Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
+from peers.messages import PROTOCOL_MIN, Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
 from peers.network import ByteStream, Network, PeerId
-from peers.wire import Frame, check_finite, read_frame, write_frame
+from peers.traffic import Traffic
+from peers.wire import OFF_LOOP_BYTES, Frame, check_finite, read_frame, write_frame
+from peers.wire_format import WireFormat
 
 HELLO_SECONDS = 10.0
-OFF_LOOP_BYTES = 256 << 10  # below this a finite-check on the loop is cheaper than a hop to a thread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """One parsed request, who asks by transport identity, and on which stream."""
+    """One parsed request, who asks by transport identity, and on which stream.
+
+    `wire` is the format in which its float tensors came; the answer's go back in it, and work that is passed on to
+    other peers should go in it too.
+    """
 
     peer: PeerId
     stream: int
     message: Message
     tensors: tuple[torch.Tensor, ...] = ()
+    wire: WireFormat | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,20 +54,6 @@ async def check_tensors(tensors: Sequence[torch.Tensor]) -> None:
         await asyncio.to_thread(check_finite, tensors)
     else:
         check_finite(tensors)
-
-
-class Traffic:
-    """Payload and header bytes in and out, by peer and kind; what `status` shows."""
-
-    def __init__(self) -> None:
-        self.sent: dict[tuple[PeerId, str], int] = {}
-        self.received: dict[tuple[PeerId, str], int] = {}
-
-    def add(self, peer: PeerId, kind: str, *, sent: int = 0, received: int = 0) -> None:
-        """Count bytes of one frame."""
-        key = (peer, kind)
-        self.sent[key] = self.sent.get(key, 0) + sent
-        self.received[key] = self.received.get(key, 0) + received
 
 
 def hello_refusal(ours: Hello, theirs: Message) -> Refusal | None:
@@ -85,6 +77,7 @@ class Caller:
     def __init__(self, stream: ByteStream, traffic: Traffic) -> None:
         self.peer = stream.peer
         self.theirs: Hello | None = None
+        self._version = PROTOCOL_MIN
         self.is_closed = False
         self._stream, self._traffic = stream, traffic
         self._lock = asyncio.Lock()
@@ -100,9 +93,11 @@ class Caller:
             StreamClosed, TimeoutError: it is gone or does not answer.
         """
         frame = Frame(request=0, kind=ours.kind, body=to_body(ours))
-        await write_frame(self._stream.writer, frame)
+        sent = await write_frame(self._stream.writer, frame)
+        self._traffic.add(self.peer, ours.kind, sent=sent)
         async with asyncio.timeout(HELLO_SECONDS):
             reply = await read_frame(self._stream.reader, max_payload=0)
+        self._traffic.add(self.peer, ours.kind, received=reply.wire_bytes)
         theirs = parse_message(reply.kind, reply.body)
         if isinstance(theirs, Refusal):
             raise Refused(theirs.reason, theirs.code)
@@ -110,14 +105,22 @@ class Caller:
         if refusal is not None or not isinstance(theirs, Hello):
             code = refusal.code if refusal else RefusalCode.MALFORMED
             raise Refused(refusal.reason if refusal else "no hello came", code)
-        self.theirs = theirs
+        self.theirs, self._version = theirs, common_version(ours, theirs) or ours.low
         self._reader = asyncio.create_task(self._read())
 
-    async def call(self, message: Message, tensors: Sequence[torch.Tensor] = (), *, seconds: float) -> Answer:
-        """Ask and wait for the answer.
+    async def call(
+        self,
+        message: Message,
+        tensors: Sequence[torch.Tensor] = (),
+        *,
+        seconds: float,
+        wire: WireFormat | None = None,
+    ) -> Answer:
+        """Ask and wait for the answer. Float tensors of both travel in the format `wire`, or the nearest that this peer
+        reads; None: as they are.
 
         Raises:
-            Refused: the other peer says no, with a code and a reason.
+            Refused: the other peer says no, with a code and a reason; or this message cannot be sent to anybody.
             StreamClosed: the stream ended before the answer.
             BadMessage: the answer is malformed or not finite.
             TimeoutError: no answer within `seconds`.
@@ -128,7 +131,8 @@ class Caller:
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if only the writing failed
         self._waiting[request] = future
-        frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors))
+        wire = None if wire is None else wire.for_version(self._version)
+        frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors), wire=wire)
         try:
             async with asyncio.timeout(seconds):
                 async with self._lock:
@@ -137,7 +141,7 @@ class Caller:
                 reply = await future
         finally:
             self._waiting.pop(request, None)
-        self._traffic.add(self.peer, message.kind, received=reply.num_bytes)
+        self._traffic.add(self.peer, message.kind, received=reply.wire_bytes)
         answer = parse_message(reply.kind, reply.body)
         if isinstance(answer, Refusal):
             raise Refused(answer.reason, answer.code)
@@ -149,6 +153,8 @@ class Caller:
             raise StreamClosed(f"the stream to {self.peer} is closed")
         try:
             return await write_frame(self._stream.writer, frame)
+        except BadMessage as error:  # nothing was sent, and another peer would not take it either
+            raise Refused(str(error), RefusalCode.MALFORMED) from error
         except asyncio.CancelledError:
             # Half a frame may be out: whatever came after it would be read as its rest.
             self._end("a message was cut off")

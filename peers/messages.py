@@ -15,7 +15,7 @@ from peers.errors import BadMessage
 from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, text, wired
 
 PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
+PROTOCOL_MAX = 2  # 2: float tensors may travel in eight bits
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_STEP = 1 << 40
@@ -277,6 +277,11 @@ _TYPES: Mapping[str, type[Message]] = {
         CloseSession, FetchUnit, UnitReply, AskInfo, InfoReply,
     )
 }  # fmt: skip
+
+
+def is_kind(kind: str) -> bool:
+    """Whether messages of this kind exist."""
+    return kind in _TYPES
 
 
 def parse_message(kind: str, body: Mapping[str, object]) -> Message:

@@ -13,10 +13,12 @@ import torch
 
 from blocks.errors import BlockError
 from peers.answering import Handler, as_refused
-from peers.calls import Answer, Caller, Question, Traffic, dial
+from peers.calls import Answer, Caller, Question, dial
 from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
 from peers.messages import AskInfo, Hello, Message, RefusalCode, StreamKind
 from peers.network import Network, PeerId
+from peers.traffic import Traffic
+from peers.wire_format import WireFormat
 
 LOCAL_STREAM = 0
 QUIET_SECONDS = 5.0
@@ -49,9 +51,19 @@ class Pool:
         self._local[kind] = handler
 
     async def call(
-        self, peer: PeerId, kind: str, message: Message, tensors: Sequence[torch.Tensor] = (), *, seconds: float
+        self,
+        peer: PeerId,
+        kind: str,
+        message: Message,
+        tensors: Sequence[torch.Tensor] = (),
+        *,
+        seconds: float,
+        wire: WireFormat | None = None,
     ) -> Answer:
         """Ask `peer`, over the stream that stands or a new one.
+
+        Float tensors travel in the format `wire` (None: as they are), and so do those of the answer. To this peer
+        itself they go as they are, and it is told the format in which to pass them on.
 
         Raises:
             PeerLost: the peer is gone, did not answer within `seconds`, or answered nonsense.
@@ -61,9 +73,9 @@ class Pool:
         try:
             async with asyncio.timeout(seconds):
                 if peer == self.me:
-                    return await self._call_self(kind, message, tensors)
+                    return await self._call_self(kind, message, tensors, wire)
                 caller = await self._caller(peer, kind)
-                answer = asyncio.create_task(caller.call(message, tensors, seconds=seconds))
+                answer = asyncio.create_task(caller.call(message, tensors, seconds=seconds, wire=wire))
                 try:
                     await self._while_there(peer, kind, answer)
                     return await answer
@@ -103,11 +115,13 @@ class Pool:
             except (PeerLost, Refused) as error:
                 raise StreamClosed(f"silent for {self._quiet_seconds:.0f} s, and {error}") from error
 
-    async def _call_self(self, kind: str, message: Message, tensors: Sequence[torch.Tensor]) -> Answer:
+    async def _call_self(
+        self, kind: str, message: Message, tensors: Sequence[torch.Tensor], wire: WireFormat | None
+    ) -> Answer:
         handler = self._local.get(kind)
         if handler is None:
             raise Refused(f"this peer does not serve '{kind}'", RefusalCode.SPAN)
-        question = Question(peer=self.me, stream=LOCAL_STREAM, message=message, tensors=tuple(tensors))
+        question = Question(peer=self.me, stream=LOCAL_STREAM, message=message, tensors=tuple(tensors), wire=wire)
         try:
             return await handler.answer(question)
         except (BadMessage, BlockError) as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from blocks.spans import Span
 from peers.answering import CallServer, Handler
-from peers.calls import Traffic, hello_maker
+from peers.calls import hello_maker
 from peers.config import NetworkConfig
 from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
@@ -26,6 +26,7 @@ from peers.own_router import OwnRouter
 from peers.pool import Pool
 from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
+from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
 from swarm.run import RunId, open_run

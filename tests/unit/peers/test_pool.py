@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from peers.answering import CallServer, Handler
-from peers.calls import Answer, Question, Traffic, hello_maker
+from peers.calls import Answer, Question, hello_maker
 from peers.errors import PeerLost
 from peers.messages import AskInfo, CloseSession
 from peers.network import PeerId
 from peers.pool import Pool
+from peers.traffic import Traffic
 from tests.fakes_network import FakeSwarm, fake_swarm
 
 BOB = PeerId("bob")
