@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.generation.candidate_generator import CandidateGenerator
 
 from blocks.errors import BadSession, BlockError
+from blocks.lookup import AdaptiveLookup
 from blocks.skip import Skip, find_layers, returns_tuple
 
 IGNORED_LABEL = -100
@@ -229,6 +232,13 @@ class ClientModel:
         """Called by `generate()`: its cache only counts, as the hosts hold the real one."""
         if getattr(generation_config, "use_cache", True) is not False:
             model_kwargs.setdefault("past_key_values", CountingCache())
+
+    def _get_candidate_generator(self, generation_config: GenerationConfig, **kwargs: object) -> CandidateGenerator:
+        """Called by assisted generation: prompt lookup guesses as far as pays over a chain, and not past the end."""
+        if generation_config.prompt_lookup_num_tokens is not None:
+            return AdaptiveLookup(generation_config)
+        library = cast(GenerationMixin, super())
+        return library._get_candidate_generator(generation_config=generation_config, **kwargs)
 
 
 def cut_to_client(model: nn.Module, num_layers: int) -> None:

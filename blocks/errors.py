@@ -33,6 +33,10 @@ class BadSession(BlockError):
     """A decode request does not fit its session: unknown id, wrong position, too many tokens."""
 
 
+class BadSpeculation(BlockError):
+    """Tokens cannot be guessed ahead for this text, or not by that draft model."""
+
+
 class Busy(BlockError):
     """This host holds as much unfinished work as it may; try another, or later."""
 
