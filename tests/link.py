@@ -2,8 +2,7 @@
 
 Put one in front of a peer's port and let the peer announce the link's port: others then dial it through the link. A
 link forwards bytes as they are, so what runs over it is real. `LinkProcess` keeps links in a process of their own, so
-that a busy test or benchmark does not add to their delay. The
-program of that process is this file, so it needs the standard library alone.
+that a busy test or benchmark does not add to their delay. This file is that process's program: standard library only.
 """
 
 from __future__ import annotations
