@@ -24,6 +24,7 @@ ONE_WAY_SECONDS = 0.05
 SLOW = LinkRules(one_way_seconds=ONE_WAY_SECONDS)
 FREE_SECONDS = 0.2  # of a failover's gap are not for the prefill
 PROMPT_TOKENS, LOST_PROMPT_TOKENS, LOOKUP_TOKENS = 32, 256, 10
+KILL_AT = 12  # tokens of a text
 REPETITIVE = "Monday is red. Tuesday is green. Wednesday is blue. Thursday is white. " * 6
 
 
@@ -123,16 +124,23 @@ def _failover(bench: Bench, swarm: Swarm) -> Values:
         sampling = Sampling(max_new_tokens=24)
         text = model.generate(prompt, sampling)
         for host in reversed(chain):
-            clock = TokenClock({12: host.process.process.kill})
+            replaced: list[int] = []
+            note = partial(_note_replaced, model, replaced)
+            clock = TokenClock({KILL_AT: host.process.process.kill, sampling.max_new_tokens: note})
             same = model.generate(prompt, sampling, streamer=clock) == text and same
-            if model.blocks.replaced == 0:
+            if not any(replaced):
                 raise SystemExit(f"the host of blocks {host.process.host.span} was killed and nobody noticed")
-            gap = max(clock.gaps[11:])
-            prefill = _prefill_seconds(host.process.host.span, LOST_PROMPT_TOKENS + 12)
+            gap = max(clock.gaps[KILL_AT - 1 :])
+            prefill = _prefill_seconds(host.process.host.span, LOST_PROMPT_TOKENS + KILL_AT)
             worst["failover_seconds"].append(gap)
             worst["failover_over_prefill"].append(max(0.0, gap - FREE_SECONDS) / prefill)
             bench.say(f"blocks {host.process.host.span} lost: gap {gap:.3f} s, their prefill {prefill:.3f} s")
-    return {name: round(max(values), 3) for name, values in worst.items()} | {"failover_same_text": same}
+    return {**{name: round(max(values), 3) for name, values in worst.items()}, "failover_same_text": same}
+
+
+def _note_replaced(model: SwarmModel, replaced: list[int]) -> None:
+    """While the text is not at its end: how many of its hosts were replaced."""
+    replaced.append(model.blocks.replaced)
 
 
 def _settled(peer: Peer, replica: Host) -> SwarmModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class TokenClock(BaseStreamer):  # type: ignore[misc]
     """Notes when each new token came, in seconds since it was made, and calls `at_token` with their number."""
 
-    def __init__(self, at_token: dict[int, object] | None = None) -> None:
+    def __init__(self, at_token: Mapping[int, Callable[[], None]] | None = None) -> None:
         self.began = time.perf_counter()
         self.moments: list[float] = []
         self._prompt_seen = False
@@ -35,8 +35,7 @@ class TokenClock(BaseStreamer):  # type: ignore[misc]
             self._prompt_seen = True
             return
         self.moments += [time.perf_counter() - self.began] * value.numel()
-        action = self._at_token.get(len(self.moments))
-        if callable(action):
+        if (action := self._at_token.get(len(self.moments))) is not None:
             action()
 
     def end(self) -> None:
