@@ -8,21 +8,24 @@ from collections.abc import Callable
 from peers.answering import Handler
 from peers.calls import Answer, Question
 from peers.errors import BadMessage
-from peers.messages import AskInfo, InfoReply
+from peers.messages import AskInfo, InfoReply, KindTraffic
 from peers.network import PeerId
+from peers.traffic import Traffic
 
 
 class InfoService(Handler):
     """One peer's `info` streams; `record` gives its sealed record, or nothing if it serves no blocks."""
 
-    def __init__(self, record: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
-        self._record, self._clock = record, clock
+    def __init__(self, record: Callable[[], bytes], traffic: Traffic, clock: Callable[[], float] = time.time) -> None:
+        self._record, self._traffic, self._clock = record, traffic, clock
 
     async def answer(self, question: Question) -> Answer:
         """Answer one AskInfo."""
         if not isinstance(question.message, AskInfo):
             raise BadMessage(f"a '{question.message.kind}' message does not belong on an info stream")
-        return Answer(message=InfoReply(record=self._record(), unix_seconds=self._clock()))
+        counts = self._traffic.by_kind if question.message.traffic else {}
+        traffic = tuple(KindTraffic(kind, counts[kind].sent, counts[kind].received) for kind in sorted(counts))
+        return Answer(message=InfoReply(record=self._record(), unix_seconds=self._clock(), traffic=traffic))
 
     async def stream_closed(self, peer: PeerId, stream: int) -> None:
         """Nothing is kept between questions."""

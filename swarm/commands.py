@@ -24,6 +24,7 @@ from swarm.options import (
 )
 from swarm.peer import Peer, PeerConfig
 from swarm.status import COLUMNS, title
+from swarm.traffic import TRAFFIC_COLUMNS
 
 if TYPE_CHECKING:
     from swarm.hosting import HostingConfig
@@ -121,6 +122,8 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
                 screen.data(status.to_plain())
             else:
                 screen.table(title(status), COLUMNS, status.rows())
+                if status.traffic:
+                    screen.table("bytes since each host started", TRAFFIC_COLUMNS, status.traffic_rows(), below=True)
             if options.watch_seconds <= 0:
                 return
             time.sleep(options.watch_seconds)

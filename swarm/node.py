@@ -91,7 +91,7 @@ class Node:
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
-            await node.serve(StreamKind.INFO, InfoService(node.sealed_record))
+            await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
         except BaseException:
             await network.stop()

@@ -26,8 +26,10 @@ class Screen(Protocol):
     def stream(self, piece: str) -> None:
         """A piece of generated text, shown at once and without a line break."""
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; shown again it replaces the one before where the screen can."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, below: bool = False
+    ) -> None:
+        """A table, `below` the one before; or else in the place of all before it where the screen can."""
 
     def data(self, value: Mapping[str, object]) -> None:
         """One JSON object for a program, on one line."""

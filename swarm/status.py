@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blocks.spans import Span
+from peers.network import PeerId
 from peers.records import PeerRecord, ProgressRecord, TrainerRecord
+from swarm.traffic import Traffic, ask_traffic, traffic_plain, traffic_rows
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """One look at a run. `missing` are blocks that nobody holds."""
+    """One look at a run. `missing` are blocks that nobody holds; `traffic` is of the hosts that answered."""
 
     run: str
     name: str
@@ -23,6 +25,7 @@ class Status:
     hosts: tuple[PeerRecord, ...]
     progress: Mapping[str, ProgressRecord]
     trainers: tuple[TrainerRecord, ...]
+    traffic: Traffic = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -51,6 +54,7 @@ class Status:
             "tokens_per_second": round(self.tokens_per_second, 1),
             "hosts": [self._host(host) for host in self.hosts],
             "trainers": [_trainer(trainer) for trainer in self.trainers],
+            "traffic": traffic_plain(self.traffic),
         }
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -82,6 +86,10 @@ class Status:
             )
         return rows
 
+    def traffic_rows(self) -> list[tuple[str, ...]]:
+        """For a table with `TRAFFIC_COLUMNS`."""
+        return traffic_rows(self.traffic, {PeerId(host.peer): host.nickname for host in self.hosts if host.nickname})
+
     def _host(self, host: PeerRecord) -> dict[str, object]:
         progress = self.progress.get(host.peer)
         return {
@@ -111,10 +119,11 @@ def title(status: Status) -> str:
 
 
 async def look(node: Node) -> Status:
-    """Read the directory once."""
+    """Read the directory once, and ask the hosts that it names."""
     await node.router.refresh()
     run = node.config.run
     progress = await node.directory.find_progress(run, node.whole)
+    hosts = sorted(node.router.records, key=lambda record: (record.span.start, record.peer))
     return Status(
         run=run,
         name=node.spec.name,
@@ -122,6 +131,7 @@ async def look(node: Node) -> Status:
         hosts=node.router.records,
         progress={record.peer: record for record in progress},
         trainers=tuple(await node.directory.find_trainers(run)),
+        traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
 
 

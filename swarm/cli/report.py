@@ -123,15 +123,15 @@ class TerminalScreen:
         self._out.out(piece, end="", highlight=False)
         self._out.file.flush()
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table, on stdout; on a terminal the next one takes its place."""
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, below: bool = False) -> None:
+        """A table, on stdout; on a terminal the next one that is not `below` it takes its place."""
         self.close()
         table = Table(title=escape(title), title_justify="left")
         for column in columns:
             table.add_column(escape(column))
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
-        if self._shown_table and self._out.is_terminal:
+        if self._shown_table and self._out.is_terminal and not below:
             self._out.clear()
         self._shown_table = True
         self._out.print(table)

@@ -16,13 +16,14 @@ from blocks.spans import Span, UnitId
 from blocks.training import Microbatch
 from blocks.unit_state import UnitState
 from peers.answering import CallServer
-from peers.calls import Answer, Question, Traffic, hello_maker
+from peers.calls import Answer, Question, hello_maker
 from peers.edge import Edge
 from peers.errors import BadMessage, PeerLost, Refused
 from peers.info_service import InfoService
 from peers.messages import AskInfo, Backward, Commit, Drop, Evaluate, Forward, InfoReply, Message
 from peers.network import PeerId
 from peers.pool import Pool
+from peers.traffic import Traffic
 from peers.train_service import TrainService
 from peers.unit_client import fetch_newest, fetch_unit
 from peers.units_service import UnitsService
@@ -155,7 +156,7 @@ async def pool() -> AsyncIterator[Pool]:
             server = CallServer(HELLO, UnitsService(Holder(held)), Traffic())
             await swarm.join(name).serve_stream("units", server.serve)
         await swarm.find(PeerId("new")).serve_stream(
-            "info", CallServer(HELLO, InfoService(lambda: b"record", lambda: 7.0), Traffic()).serve
+            "info", CallServer(HELLO, InfoService(lambda: b"record", Traffic(), lambda: 7.0), Traffic()).serve
         )
         pool = Pool(swarm.join("ann"), HELLO, Traffic(), {})
         yield pool

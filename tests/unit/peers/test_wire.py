@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.errors import BadMessage, StreamClosed
-from peers.wire import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, Frame, check_finite, read_frame, write_frame
+from peers.wire import DTYPES, EIGHT_BIT, MAX_HEADER_BYTES, MAX_TENSORS, Frame, check_finite, read_frame, write_frame
+from peers.wire_format import WireFormat
 
 
 def reader_of(data: bytes) -> asyncio.StreamReader:
@@ -104,14 +105,14 @@ _PLAIN = st.recursive(
 )  # fmt: skip
 _SPECS = st.lists(
     st.tuples(
-        st.sampled_from([*DTYPES, "f64", "", 3, None]),
+        st.sampled_from([*DTYPES, EIGHT_BIT, "f64", "", 3, None]),
         st.lists(st.integers(-1, 2**40) | st.integers(0, 3) | st.just(0), max_size=6) | st.none(),
     ).map(list),
     max_size=4,
 )
 
 
-@given(st.fixed_dictionaries({"q": _PLAIN, "k": _PLAIN, "b": _PLAIN, "t": _PLAIN}) | _PLAIN)
+@given(st.fixed_dictionaries({"q": _PLAIN, "k": _PLAIN, "b": _PLAIN, "t": _PLAIN, "w": _PLAIN}) | _PLAIN)
 def test_any_header_gives_a_frame_or_a_refusal(value: object) -> None:
     try:
         read(framed(value))
@@ -125,7 +126,42 @@ def test_any_tensor_list_gives_a_frame_or_a_refusal(specs: object) -> None:
         frame = read(framed(header(specs), bytes(4096)))
     except (BadMessage, StreamClosed):
         return
-    assert frame.num_bytes <= 4096
+    assert frame.num_bytes <= 4 * 4096
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 4), (2, 3, 65), (70, 1024)])
+def test_float_tensors_arrive_in_the_format_that_was_chosen(shape: Sequence[int]) -> None:
+    values, mask = torch.randn(shape), torch.ones(shape, dtype=torch.int64)
+    sizes = {}
+    for wire in WireFormat:
+        data = written(Frame(request=7, kind="step", body={}, tensors=(values, mask, values.half()), wire=wire))
+        frame = read(data, max_payload=4 << 20)
+        assert (frame.wire, frame.wire_bytes) == (wire, len(data))
+        assert torch.equal(frame.tensors[1], mask)
+        for tensor in (frame.tensors[0], frame.tensors[2]):
+            assert tensor.shape == values.shape
+            assert torch.allclose(tensor.float(), values, atol=0.05)
+        sizes[wire] = len(data) - mask.numel() * 8
+    if values.numel() > 300:
+        assert sizes[WireFormat.EIGHT_BIT] < 0.6 * sizes[WireFormat.BF16] < 0.45 * sizes[WireFormat.FP32]
+
+
+def test_eight_bits_are_bounded_by_what_they_become_in_memory() -> None:
+    async def go() -> None:
+        reader = asyncio.StreamReader()  # no end: reading on would wait for ever
+        reader.feed_data(framed(header(([EIGHT_BIT, [300]],))))
+        async with asyncio.timeout(5):
+            with pytest.raises(BadMessage, match="1200 bytes are refused; at most 1000"):
+                await read_frame(reader, max_payload=1000)
+
+    asyncio.run(go())
+
+
+def test_an_eight_bit_tensor_that_is_cut_off_is_the_end_of_the_stream() -> None:
+    whole = written(Frame(request=1, kind="k", body={}, tensors=(torch.ones(3, 70),), wire=WireFormat.EIGHT_BIT))
+    for missing in (1, 12, 200):
+        with pytest.raises(StreamClosed):
+            read(whole[:-missing])
 
 
 @given(st.integers(0, 150))
@@ -146,6 +182,10 @@ def test_a_truncated_frame_is_the_end_of_the_stream(cut: int) -> None:
         framed(header(k="x" * 33)),
         framed(header(b={1: 2})),
         framed(header(b=[])),
+        framed(header(w="4bit")),
+        framed(header(w=["8bit"])),
+        framed(header(([EIGHT_BIT, [1 << 26]],))),
+        framed(header(([EIGHT_BIT, [2, 64]],)), b"\xff" * 136),
         framed(header((["f64", [1]],))),
         framed(header((["f32", [-1]],))),
         framed(header((["f32", [True]],))),
