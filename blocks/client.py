@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.generation.candidate_generator import CandidateGenerator
 
@@ -131,11 +131,17 @@ class ClientModel:
     _arguments: Mapping[str, object] = {}
 
     if TYPE_CHECKING:  # what the family's class brings
+        config: PretrainedConfig
         generation_config: object
         generate: Callable[..., Tensor]
         device: torch.device
         dtype: torch.dtype
         __call__: Callable[..., object]
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens the model tells apart, padding rows of its embedding included."""
+        return int(self.config.get_text_config().vocab_size)
 
     def call_remote(self, hidden_BTD: Tensor) -> Tensor:
         """Send what entered the remote layer, with what the family's forward was called with."""

@@ -102,13 +102,18 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
             top_p=options.top_p,
             seed=options.seed,
         )
+        if options.draft is not None:
+            screen.now(f"loading the draft model {options.draft}")
+        speculation = model.speculation(options.draft, options.lookup, options.cache_dir)
         streamer = ScreenStreamer(model.tokenizer, screen.stream)
         chat = model.tokenizer.chat_template is not None if options.chat is None else options.chat
         if chat:
             message = {"role": "user", "content": options.prompt}
-            model.chat([message], sampling, adapter=options.adapter, streamer=streamer)
+            model.chat([message], sampling, adapter=options.adapter, streamer=streamer, speculation=speculation)
         else:
-            model.generate(options.prompt, sampling, adapter=options.adapter, streamer=streamer)
+            model.generate(
+                options.prompt, sampling, adapter=options.adapter, streamer=streamer, speculation=speculation
+            )
         screen.stream("\n")
 
 

@@ -94,6 +94,7 @@ class TrainOptions(PeerOptions):
 class GenerateOptions(PeerOptions):
     """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can.
 
+    Tokens are guessed ahead by the model `draft` where one is named, else from the text so far if `lookup` says so.
     `wait_seconds` is how long to wait while some block has no live holder.
     """
 
@@ -104,6 +105,8 @@ class GenerateOptions(PeerOptions):
     seed: int | None = None
     adapter: bool = True
     chat: bool | None = None
+    lookup: bool = True
+    draft: str | None = None
     model: str | None = None
     wait_seconds: float = 60.0
 

@@ -164,16 +164,31 @@ class Peer:
 
         return build_model(self.node, self.config, self._loop.loop)
 
-    def generate(self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, adapter: bool = True) -> str:
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        adapter: bool = True,
+        lookup: bool = True,
+        draft: str | None = None,
+    ) -> str:
         """What the model says after `prompt`; `model()` has the rest: chat, several texts together, streaming.
+
+        Tokens are guessed ahead from the text so far unless `lookup` is False, or by a small model on this machine
+        with the name or path `draft`; the chain only verifies them, in fewer round trips.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+            BlockError: the draft model cannot be used.
         """
         from swarm.model import Sampling
 
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
-        return self.model().generate(prompt, sampling, adapter=adapter)[0]
+        model = self.model()
+        speculation = model.speculation(draft, lookup, self.config.cache_dir)
+        return model.generate(prompt, sampling, adapter=adapter, speculation=speculation)[0]
 
     def export(self, directory: str | Path) -> int:
         """Write the adapter of the newest complete state as a peft directory; returns its round.

@@ -19,6 +19,8 @@ class _Given(PeerGiven):
     seed: int | None
     adapter: bool
     chat: bool | None
+    speculate: str
+    draft: str | None
     model: str | None
     wait: float
 
@@ -42,6 +44,14 @@ Examples:
 @click.option(
     "--chat/--raw", "chat", default=None, help="As a chat turn, or as plain text; default: chat if the model can."
 )
+@click.option(
+    "--speculate",
+    type=click.Choice(["prompt", "off"]),
+    default="prompt",
+    show_default=True,
+    help="Guess tokens from the text so far; the hosts verify several in one round trip.",
+)
+@click.option("--draft", metavar="MODEL", help="A small model with the same tokens, run here, that guesses instead.")
 @wait_option(60)
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
@@ -56,6 +66,8 @@ def command(**given: Unpack[_Given]) -> None:
             seed=given["seed"],
             adapter=given["adapter"],
             chat=given["chat"],
+            lookup=given["speculate"] == "prompt",
+            draft=given["draft"],
             model=given["model"],
             wait_seconds=given["wait"],
         )

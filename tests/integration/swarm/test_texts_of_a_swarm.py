@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from blocks.spans import Span
+from blocks.speculation import PLAIN, Speculation
 from swarm.model import Sampling, SwarmModel
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
@@ -107,6 +108,10 @@ def test_greedy_texts_equal_the_local_models_with_and_without_the_adapter(
         assert texts != without, "the adapter changes nothing, so nothing was shown"
         assert all(len(text.split()) > LENGTH // 2 for text in texts)
 
+    by_lookup, by_draft = Speculation(lookup=4), model.speculation(str(swarm.source.path), False, tmp_path / "cache")
+    for speculation in (by_lookup, by_draft):
+        assert model.generate(PROMPT, GREEDY, speculation=speculation) == adapted.generate(PROMPT, GREEDY)
+
     beams = Sampling(max_new_tokens=12, num_beams=3)
     assert model.generate(PROMPTS, beams) == adapted.generate(PROMPTS, beams)
 
@@ -157,13 +162,14 @@ def test_a_text_goes_on_unchanged_when_hosts_die_and_a_round_ends_in_it(make_swa
     def look() -> None:
         found.append((model.blocks.rounds, model.blocks.replaced))
 
-    def text(*events: tuple[int, Callable[[], None]]) -> list[str]:
-        return model.generate(PROMPT, GREEDY, streamer=Several(*(AtToken(*event) for event in (*events, (12, look)))))
+    def text(*events: tuple[int, Callable[[], None]], speculation: Speculation = PLAIN) -> list[str]:
+        streamer = Several(*(AtToken(*event) for event in (*events, (12, look))))
+        return model.generate(PROMPT, GREEDY, streamer=streamer, speculation=speculation)
 
     assert text((4, end_a_round), (8, lambda: kill_one_that_serves(FRONT))) == before
     after = model.generate(PROMPT, GREEDY)
     assert after != before, "the round changes nothing, so nothing was shown"
-    assert text((6, lambda: kill_one_that_serves(BACK))) == after
+    assert text((6, lambda: kill_one_that_serves(BACK)), speculation=Speculation(lookup=4)) == after
     # Pinned to the round that it began with, and one host replaced, each time.
     assert found == [(frozenset({1}), 1), (frozenset({2}), 1)]
 

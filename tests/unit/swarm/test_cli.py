@@ -119,6 +119,10 @@ def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--temperature", "0.5", "--no-adapter", "--raw")
     assert isinstance(options, GenerateOptions)
     assert (options.prompt, options.temperature, options.adapter, options.chat) == ("Hello", 0.5, False, False)
+    assert (options.lookup, options.draft) == (True, None)
+    options = asked_by(commands, "generate", TEXT, "Hello", "--speculate", "off", "--draft", "small")
+    assert isinstance(options, GenerateOptions)
+    assert (options.lookup, options.draft) == (False, "small")
 
 
 def test_status_export_and_demo_become_options(commands: Commands, tmp_path: Path) -> None:
