@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blocks.batching import BatchLimits, Pick, Turn, Waiting, choose, seconds_to_gather
 
-LIMITS = BatchLimits(decode_tokens=4, decode_rows=6, chunk_tokens=32, idle_chunk_tokens=64)
+LIMITS = BatchLimits(decode_tokens=4, decode_rows=6, chunk_tokens=32, idle_chunk_tokens=64, spare_tokens=0)
 
 
 def step(
@@ -59,7 +59,7 @@ def test_prompts_of_like_length_share_a_pass_and_others_wait() -> None:
 
 
 def test_chunks_of_long_prompts_share_a_pass_when_there_is_room_beside_them() -> None:
-    roomy = BatchLimits(chunk_tokens=32, idle_chunk_tokens=64, decode_tokens=4)
+    roomy = BatchLimits(chunk_tokens=32, idle_chunk_tokens=64, decode_tokens=4, spare_tokens=0)
     picks, _ = choose([step(1, 30), step(2, 32), step(3, 30)], Turn(), roomy)
     assert [pick.ticket for pick in picks] == [1, 2]
     assert all(pick.tokens in (30, 32) for pick in picks)
@@ -68,6 +68,16 @@ def test_chunks_of_long_prompts_share_a_pass_when_there_is_room_beside_them() ->
 def test_speculation_does_not_pad_everyone_to_its_length() -> None:
     assert tickets([step(1), step(2), step(3, 4)]) == [1, 2]
     assert tickets([step(3, 4), step(4, 3), step(5), step(6)]) == [3, 4, 5]
+
+
+def test_guesses_ahead_share_a_pass_where_padding_costs_less_than_another_pass() -> None:
+    limits = BatchLimits()
+    guesses = limits.decode_tokens - 5
+    picks, turn = choose([step(1, guesses), step(2, client="bob"), step(3), step(4)], Turn(), limits)
+    assert [(pick.ticket, pick.tokens) for pick in picks] == [(1, guesses), (2, 1)]
+    assert turn.last_decoding == turn.passes, "guesses count as decoding"
+    picks, _ = choose([step(1, 5), step(2), step(3), step(4)], Turn(), limits)
+    assert len(picks) == 4
 
 
 def test_steps_of_other_spans_wait_for_a_pass_of_their_own() -> None:
