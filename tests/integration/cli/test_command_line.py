@@ -125,7 +125,8 @@ def test_a_copied_identity_is_refused(running: Running, home: Home) -> None:
     assert "is in use by another peer of this swarm" in error
 
 
-def test_a_join_string_of_another_run_is_refused(running: Running) -> None:
+def test_a_join_string_of_another_run_is_refused(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.node._FIND_RUN_SECONDS", 1.0)
     join = parse_join(running.join)
     other = format_join(Join(run_id=RunId("ab" * 16), run_name="other", peers=join.peers))
     error = error_of(swarm("status", other))

@@ -95,7 +95,8 @@ def test_training_before_anybody_joined_is_refused(run: Path) -> None:
     assert f"swarm join {run}" in error
 
 
-def test_a_bootstrap_peer_that_is_gone_is_named() -> None:
+def test_a_bootstrap_peer_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.commands._CLIENT_START_SECONDS", 1.0)
     join = format_join(Join(run_id=RunId("ab" * 16), run_name="gone", peers=(GONE,)))
     error = error_of(swarm("status", join))
     assert "no bootstrap peer answered" in error

