@@ -17,6 +17,7 @@ from blocks.checkpoint_files import layer_number
 from blocks.client import ClientModel, cut_to_client
 from blocks.errors import BadSpan, MissingTensors, UnknownModel, UnsupportedModel
 from blocks.part import layers_name_of, load_part
+from blocks.quantize import Quantization, quantize_layers, unquantized
 from blocks.skip import Cut, cut_to_span, poison, run_span
 from blocks.source import ModelSource, read_config
 from blocks.spans import Span
@@ -41,6 +42,7 @@ class SpanModel:
         self.config = config
         self.module = module
         self.cut = cut
+        self.dtype = cast(torch.dtype, module.dtype)  # what blocks compute in, also once their weights are quantized
         self.settings: LoraSettings | None = None
         self.version = "live"
 
@@ -48,11 +50,6 @@ class SpanModel:
     def span(self) -> Span:
         """The blocks that are held."""
         return self.cut.span
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the frozen weights, in which the blocks compute."""
-        return cast(torch.dtype, self.module.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -87,13 +84,20 @@ class SpanModel:
         )
 
 
-def load_span(source: ModelSource, span: Span, *, dtype: torch.dtype, device: torch.device) -> SpanModel:
-    """The blocks of `span`, frozen, in `dtype` on `device`.
+def load_span(
+    source: ModelSource,
+    span: Span,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Quantization | None = None,
+) -> SpanModel:
+    """The blocks of `span`, frozen, in `dtype` on `device`; with `quantize` their linear weights take less memory.
 
     Raises:
         BadSpan: the model has no such blocks.
         MissingTensors: the checkpoint lacks tensors of these blocks.
-        UnsupportedModel: the architecture cannot be cut.
+        UnsupportedModel: the architecture cannot be cut, or has nothing to quantize.
     """
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
@@ -104,6 +108,8 @@ def load_span(source: ModelSource, span: Span, *, dtype: torch.dtype, device: to
         model = _load_span(source, span, dtype, device, with_outside=True)
         if not _is_finite(model):
             raise UnsupportedModel(f"blocks {span} of {source.name} give non-finite values on zeros; use another dtype")
+    if quantize is not None:
+        _quantize(model, quantize)
     return model
 
 
@@ -170,6 +176,18 @@ def _load_span(
     if not with_outside:
         poison(module, cut.outside)
     return SpanModel(source, config, module, cut)
+
+
+def _quantize(model: SpanModel, kind: Quantization) -> None:
+    layers = list(model.cut.held.values())
+    if not quantize_layers(layers, kind):
+        raise UnsupportedModel(
+            f"blocks {model.span} of {model.source.name} have no plain linear weights to quantize; leave out --quantize"
+        )
+    left = unquantized(layers)
+    if left:
+        named = " ".join(f"{name}={size / 1e6:.1f}MB" for name, size in sorted(left.items()))
+        logger.warning("weights that stay as they are with --quantize %s: %s", kind, named)
 
 
 def _is_finite(model: SpanModel) -> bool:

@@ -50,6 +50,7 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 cache_dir=options.cache_dir,
                 device=options.device,
                 dtype=options.dtype,
+                quantize=options.quantize,
                 cache_bytes=options.cache_megabytes << 20,
                 num_threads=options.threads or None,
                 nickname=options.nickname,
@@ -187,7 +188,11 @@ def _hosting(options: TrainOptions, device: str) -> HostingConfig:
     from swarm.hosting import HostingConfig
 
     return HostingConfig(
-        cache_dir=options.cache_dir, device=device, num_threads=options.threads or None, model=options.model
+        cache_dir=options.cache_dir,
+        device=device,
+        quantize=options.quantize,
+        num_threads=options.threads or None,
+        model=options.model,
     )
 
 

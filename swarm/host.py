@@ -34,6 +34,7 @@ from blocks.ledger import Ledger
 from blocks.load import SpanModel, load_span
 from blocks.open_work import TrainingLimits
 from blocks.optimizer import OptimizerConfig
+from blocks.quantize import Quantization
 from blocks.snapshots import DIGEST_BYTES, Snapshot, SnapshotShelf
 from blocks.source import ModelSource
 from blocks.spans import Span, UnitId, parse_unit
@@ -55,6 +56,7 @@ class HostConfig:
     span: Span
     dtype: torch.dtype
     device: torch.device
+    quantize: Quantization | None = None
     cache_bytes: int = 512 << 20
     num_threads: int | None = None
     limits: TrainingLimits = field(default_factory=TrainingLimits)
@@ -287,7 +289,10 @@ async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, st
     try:
         compute = await thread.run(
             Priority.STEP,
-            lambda: SpanCompute(load_span(source, config.span, dtype=config.dtype, device=config.device), rules.lora),
+            lambda: SpanCompute(
+                load_span(source, config.span, dtype=config.dtype, device=config.device, quantize=config.quantize),
+                rules.lora,
+            ),
         )
         host = Host(compute, thread, config, rules, state)
         await host.begin()

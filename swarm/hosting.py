@@ -17,6 +17,7 @@ from averaging.hivemind_exchange import HivemindExchange
 from blocks.adapters import layout_digest
 from blocks.errors import BadSpan
 from blocks.part import block_parameters
+from blocks.quantize import BYTES_PER_WEIGHT, Quantization
 from blocks.source import ModelSource
 from blocks.spans import Span
 from peers.decode_service import DecodeParts, DecodeService
@@ -55,6 +56,7 @@ class HostingConfig:
     span: Span | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantization | None = None
     cache_bytes: int = 512 << 20
     num_threads: int | None = None
     nickname: str = ""
@@ -93,7 +95,7 @@ class Announcer:
             addresses=(await node.network.addresses())[:MAX_ADDRESSES],
             protocol=(PROTOCOL_MIN, PROTOCOL_MAX),
             software=node.hello().software,
-            dtype=str(host.config.dtype).removeprefix("torch."),
+            dtype=host.config.quantize or str(host.config.dtype).removeprefix("torch."),
             nickname=self._config.nickname,
             # The DHT keeps what expires last, so a goodbye is a newer record without the role, not a shorter one.
             roles=() if leaving else ("host",),
@@ -132,7 +134,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, spec.model.compute_dtype, device)
     span = config.span or pick_span(
-        node.router.records, source.num_blocks, _affordable(source, dtype), me=node.network.peer_id
+        node.router.records, source.num_blocks, _affordable(source, dtype, config.quantize), me=node.network.peer_id
     )
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
@@ -145,6 +147,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
             span=span,
             dtype=dtype,
             device=device,
+            quantize=config.quantize,
             cache_bytes=config.cache_bytes,
             num_threads=config.num_threads,
         ),
@@ -178,7 +181,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     node.spawn(host.run(), "optimizer steps")
     node.spawn(keeper.run(), "rounds")
     node.spawn(hosting.announcer.run(), "announcements")
-    logger.info("holding blocks=%s dtype=%s device=%s", span, dtype, device)
+    logger.info("holding blocks=%s dtype=%s quantize=%s device=%s", span, dtype, config.quantize, device)
     return hosting
 
 
@@ -230,8 +233,9 @@ def pick_dtype(asked: str, run: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _affordable(source: ModelSource, dtype: torch.dtype) -> int:
+def _affordable(source: ModelSource, dtype: torch.dtype, quantize: Quantization | None) -> int:
     """How many blocks fit in half of the free memory; at least one, at most all."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    per_block = max(1, block_parameters(source) * dtype.itemsize)
+    per_weight = dtype.itemsize if quantize is None else BYTES_PER_WEIGHT[quantize]
+    per_block = max(1, int(block_parameters(source) * per_weight))
     return max(1, min(source.num_blocks, int(free * _MEMORY_SHARE) // per_block))

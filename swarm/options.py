@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
 from swarm.join_string import Join, RunDirectory
+
+if TYPE_CHECKING:
+    from blocks.quantize import Quantization
 
 
 class Screen(Protocol):
@@ -56,12 +59,14 @@ class JoinOptions(PeerOptions):
     """`swarm join`: hold blocks until stopped. `blocks` None lets the peer choose; `port` 0 takes a free one.
 
     `cache_megabytes` is the budget for KV caches. `model` is a local copy of the run's model, checked by fingerprint.
-    `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda.
+    `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda. `quantize` stores the
+    frozen weights in 8 or 4 bits.
     """
 
     blocks: Span | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantization | None = None
     host: str = "0.0.0.0"
     port: int = 0
     announce: tuple[str, ...] = ()
@@ -82,6 +87,7 @@ class TrainOptions(PeerOptions):
     data: tuple[Path, ...]
     blocks: Span | None = None
     device: str = "auto"
+    quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
     steps: int = 0
     avoid: frozenset[str] = frozenset()

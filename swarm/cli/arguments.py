@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import click
 
 from swarm.cli.paths import cache_dir, state_root
 from swarm.join_string import Join, RunDirectory, check_address, resolve_join
+
+if TYPE_CHECKING:
+    from blocks.quantize import Quantization
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -50,6 +53,23 @@ def peer_options(command: Command) -> Command:
     ):
         command = add(command)
     return command
+
+
+def quantize_option(command: Command) -> Command:
+    """Add --quantize."""
+    add = click.option(
+        "--quantize",
+        type=click.Choice(["none", "int8", "nf4"]),
+        default="none",
+        show_default=True,
+        help="Hold the frozen weights in 8 or 4 bits: less memory, less exact.",
+    )
+    return add(command)
+
+
+def quantization(given: str) -> Quantization | None:
+    """What --quantize asks for."""
+    return None if given == "none" else cast("Quantization", given)
 
 
 def wait_option(default_seconds: int) -> Callable[[Command], Command]:

@@ -7,7 +7,7 @@ from typing import Unpack
 import click
 
 from blocks.spans import MAX_BLOCKS, Span, parse_span
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, quantization, quantize_option
 from swarm.cli.report import screen
 from swarm.options import JoinOptions
 
@@ -16,6 +16,7 @@ class _Given(PeerGiven):
     blocks: str
     device: str
     dtype: str
+    quantize: str
     host: str
     port: int
     announce: tuple[str, ...]
@@ -38,6 +39,7 @@ Examples:
 @click.option(
     "--dtype", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="To compute in; auto: the run's."
 )
+@quantize_option
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to listen on; 0: any free one.")
 @click.option("--announce", multiple=True, metavar="ADDR", help="Multiaddr by which others reach this peer.")
@@ -52,6 +54,7 @@ def command(**given: Unpack[_Given]) -> None:
             blocks=_blocks(given["blocks"]),
             device=given["device"],
             dtype=given["dtype"],
+            quantize=quantization(given["quantize"]),
             host=given["host"],
             port=given["port"],
             announce=given["announce"],

@@ -8,7 +8,15 @@ from typing import Unpack
 import click
 
 from blocks.spans import MAX_BLOCKS, parse_span
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option
+from swarm.cli.arguments import (
+    JOIN_HELP,
+    PeerGiven,
+    peer_fields,
+    peer_options,
+    quantization,
+    quantize_option,
+    wait_option,
+)
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
 
@@ -21,6 +29,7 @@ class _Given(PeerGiven):
     steps: int
     blocks: str
     device: str
+    quantize: str
     avoid: tuple[str, ...]
     only: tuple[str, ...]
     model: str | None
@@ -45,6 +54,7 @@ then only adapters leave this machine.""",
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
+@quantize_option
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
@@ -61,6 +71,7 @@ def command(**given: Unpack[_Given]) -> None:
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
             device=given["device"],
+            quantize=quantization(given["quantize"]),
             avoid=frozenset(given["avoid"]),
             only=frozenset(given["only"]),
             model=given["model"],
