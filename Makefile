@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := blocks peers averaging swarm
 
+# Workers of `make test`: a test mostly waits for others or has one busy thread. tests/spread.py says who does what.
+WORKERS ?= 2
+
 # Tests start many small processes; more than one thread in each would only make them wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/swarm demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
