@@ -66,9 +66,8 @@ class UnitOptimizer:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self._parameters = dict(parameters)
         self._config = config
-        self._adamw = torch.optim.AdamW(
-            list(self._parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._made: torch.optim.AdamW | None = None
+        self._early: Moments = {}  # taken before the first step
 
     def step(self, gradients: Mapping[str, torch.Tensor], *, samples: int) -> float:
         """One step with `gradients` (fp32, already divided by the token count); returns their norm before clipping.
@@ -83,17 +82,18 @@ class UnitOptimizer:
             scale = min(1.0, self._config.clip_norm / (norm + 1e-6))  # torch's clip_grad_norm_ adds the same
         for name, parameter in self._parameters.items():
             parameter.grad = (gradients[name] * scale).to(parameter.device, parameter.dtype)
-        for group in self._adamw.param_groups:
+        adamw = self._adamw()
+        for group in adamw.param_groups:
             group["lr"] = learning_rate(self._config, samples)
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
         return norm
 
     def read(self) -> dict[str, torch.Tensor]:
         """Moments by `TENSOR/exp_avg`, `TENSOR/exp_avg_sq` and the step count; fp32 on the CPU. Empty before a step."""
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():
-            moments = self._adamw.state.get(parameter)
+            moments = self._early.get(name) if self._made is None else self._made.state.get(parameter)
             if moments:
                 for moment in MOMENTS:
                     state[f"{name}/{moment}"] = moments[moment].detach().to("cpu", torch.float32, copy=True)
@@ -116,8 +116,21 @@ class UnitOptimizer:
 
     def take(self, moments: Moments) -> None:
         """Put parsed moments in place; none leave the state as it is."""
+        if self._made is None:
+            self._early.update(moments)
+            return
         for name, tensors in moments.items():
-            self._adamw.state[self._parameters[name]] = tensors
+            self._made.state[self._parameters[name]] = tensors
+
+    def _adamw(self) -> torch.optim.AdamW:
+        """Made at the first step: torch imports its compiler with any optimizer, which serving does not need."""
+        if self._made is None:
+            self._made = torch.optim.AdamW(
+                list(self._parameters.values()), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+            )
+            self.take(self._early)
+            self._early = {}
+        return self._made
 
     def _checked(
         self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]

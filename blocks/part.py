@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from blocks.checkpoint_files import open_tensors
 from blocks.errors import MissingTensors
+from blocks.lean import register_meta_kernels
 from blocks.loading import loading
 from blocks.skip import find_layers
 from blocks.source import ModelSource, family_class, read_config, text_config
@@ -19,6 +20,15 @@ from blocks.source import ModelSource, family_class, read_config, text_config
 
 def whole_on_meta(config: PretrainedConfig) -> nn.Module:
     """The uncut model without memory for its weights, to look at names and shapes."""
+    try:
+        return _on_meta(config)
+    except NotImplementedError:
+        if not register_meta_kernels():
+            raise
+        return _on_meta(config)
+
+
+def _on_meta(config: PretrainedConfig) -> nn.Module:
     with torch.device("meta"):
         return family_class(config)(copy.deepcopy(config))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from peers.config import NetworkConfig
@@ -23,12 +23,15 @@ from swarm.options import (
     TrainOptions,
 )
 from swarm.peer import Peer, PeerConfig
+from swarm.quick_start import import_hosting, settle
 from swarm.status import COLUMNS, title
 from swarm.traffic import TRAFFIC_COLUMNS
 
 if TYPE_CHECKING:
     from swarm.hosting import HostingConfig
     from swarm.train import Evaluation, Progress
+
+logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 2.0
 _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each other; clients come later
@@ -37,12 +40,15 @@ _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each othe
 def run_join(options: JoinOptions, screen: Screen) -> None:
     """Hold blocks until stopped; says the join string on stdout."""
     network = NetworkConfig(host=options.host, port=options.port, announce=options.announce, bootstrap=options.peers)
-    # What computes takes seconds to import, and p2pd seconds to start: both at once.
-    threading.Thread(target=import_module, args=("swarm.hosting",), daemon=True).start()
+    logger.info("network code is imported")
+    importing = threading.Thread(target=import_hosting, name="imports", daemon=True)
+    importing.start()  # what computes takes seconds to import, and p2pd a second to start: both at once
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
+        importing.join()  # two threads that import the same modules from different ends could meet half-way
         from swarm.hosting import HostingConfig
 
+        logger.info("model code is imported")
         screen.now(f"loading blocks of {peer.node.spec.model.name}")
         span = peer.hold(
             options.blocks,
@@ -57,6 +63,7 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 model=options.model,
             ),
         )
+        settle()
         screen.say(f"peer {peer.id} holds blocks {span} of {peer.node.spec.name}; others join with:")
         screen.result(format_join(peer.join))
         peer.watch(screen.now, seconds=_STATUS_SECONDS)

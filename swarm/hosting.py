@@ -71,14 +71,14 @@ class Announcer:
         self.sealed = b""
 
     async def run(self) -> None:
-        """Announce until cancelled."""
+        """Announce again until cancelled; the first time was before."""
         while True:
-            await self.announce()
             said = self._host.round
             for _ in range(int(RECORD_LIFE_SECONDS / 2)):
                 await asyncio.sleep(1.0)
                 if self._host.round != said:
                     break
+            await self.announce()
 
     async def announce(self, *, leaving: bool = False) -> None:
         """Publish the record as of now; `leaving` says that this peer is a host no more."""
@@ -139,6 +139,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     await asyncio.to_thread(check_weights, source, spec, span.blocks())
+    logger.info("model found name=%s blocks=%s", source.name, span)
     lora = lora_settings(spec)
     layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()
     host = await load_host(
@@ -177,11 +178,11 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     )
     hosting = Hosting(host, keeper, Announcer(node, host, config), exchange)
     await keeper.catch_up()
+    logger.info("caught up round=%d", host.round)
     await _serve(node, host, source)
     node.spawn(host.run(), "optimizer steps")
     node.spawn(keeper.run(), "rounds")
-    node.spawn(hosting.announcer.run(), "announcements")
-    logger.info("holding blocks=%s dtype=%s quantize=%s device=%s", span, dtype, config.quantize, device)
+    logger.info("serving blocks=%s dtype=%s quantize=%s device=%s", span, dtype, config.quantize, device)
     return hosting
 
 

@@ -96,6 +96,7 @@ class Node:
         except BaseException:
             await network.stop()
             raise
+        logger.info("entered the swarm peer=%s", network.peer_id)
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
@@ -118,6 +119,7 @@ class Node:
         Raises:
             BlockError: the model or the span does not fit.
             SwarmError: the state directory or the model belongs to something else.
+            NetworkFailed: p2pd ended before the swarm could be told.
         """
         # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
         from swarm.hosting import start_hosting
@@ -125,6 +127,9 @@ class Node:
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
         self.hosting = await start_hosting(self, config)
+        await self.hosting.announcer.announce()  # from here on others can use this host
+        self.spawn(self.hosting.announcer.run(), "announcements")
+        logger.info("holding blocks=%s", self.hosting.host.span)
         return self.hosting
 
     async def serve(self, kind: str, handler: Handler) -> None:

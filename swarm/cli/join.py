@@ -62,6 +62,9 @@ def command(**given: Unpack[_Given]) -> None:
             nickname=given["nickname"],
             model=given["model"],
         )
+        from swarm.quick_start import begin
+
+        begin()
         from swarm.commands import run_join
 
         run_join(options, shown)
