@@ -1,101 +1,34 @@
-"""One text over a chain of hosts. The client keeps every hop's inputs, so a dead host is replaced by one prefill.
+"""One text over a chain of hosts: the client sends to the first and hears from the last.
 
-All hosts of a session serve the same state of the adapter, named by content; so the text goes on unchanged.
+Each host keeps what it put out. So when one dies, the host before it brings a replacement to where the text stands, by
+one prefill. All hosts of a text serve the same state of the adapter, named by content; so it goes on unchanged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import torch
 
 from blocks.spans import Span
+from peers.calls import Answer
+from peers.decode_legs import Leg, Legs, SessionConfig
 from peers.errors import NoRoute, PeerLost, Refused
-from peers.messages import CloseSession, Opened, OpenSession, RefusalCode, Step, StreamKind
-from peers.network import PeerId
+from peers.history import History, StepInput, as_message
+from peers.messages import Broken, Collect, Message, Place, RefusalCode, Resume, StreamKind
 from peers.pool import Pool
 from peers.router import Router
-from peers.routing import Hop
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 2.0
 
+class _LegFailed(Exception):
+    """A leg did not do its part of a step."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionConfig:
-    """One text: rows, longest length, whether the adapter is used, and the dtype in which activations travel."""
-
-    batch: int
-    max_length: int
-    plain: bool = False
-    wire_dtype: torch.dtype = torch.bfloat16
-    call_seconds: float = 120.0
-    max_tries: int = 12
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepInput:
-    """What enters a hop: hidden [B, T, D] at `position`, the mask [B, position + T] and positions [B, T] where known.
-
-    `rows` picks and reorders the batch first.
-    """
-
-    hidden_BTD: torch.Tensor
-    position: int
-    mask_BS: torch.Tensor | None = None
-    positions_BT: torch.Tensor | None = None
-    rows: tuple[int, ...] | None = None
-
-
-class _History:
-    """Everything that one hop was fed, to feed it to a replacement."""
-
-    def __init__(self) -> None:
-        self._hidden: list[torch.Tensor] = []
-        self._positions: list[torch.Tensor] = []
-        self._length = 0
-
-    def add(self, step: StepInput) -> None:
-        self.prepare(step)
-        self._hidden.append(step.hidden_BTD)
-        if step.positions_BT is not None:
-            self._positions.append(step.positions_BT)
-        self._length += step.hidden_BTD.shape[1]
-
-    def prepare(self, step: StepInput) -> None:
-        """Roll back to the step's position and put the batch in its order."""
-        if step.rows is not None and self._hidden:
-            rows = torch.tensor(step.rows)
-            self._hidden = [torch.cat(self._hidden, dim=1)[rows]]
-            self._positions = [torch.cat(self._positions, dim=1)[rows]] if self._positions else []
-        if step.position < self._length:
-            self._hidden = [torch.cat(self._hidden, dim=1)[:, : step.position]] if step.position else []
-            if self._positions:
-                self._positions = [torch.cat(self._positions, dim=1)[:, : step.position]] if step.position else []
-            self._length = step.position
-
-    def replay(self, step: StepInput) -> StepInput | None:
-        """All before `step` as one prefill, or None at the beginning of a text."""
-        if not self._length:
-            return None
-        return StepInput(
-            hidden_BTD=torch.cat(self._hidden, dim=1),
-            position=0,
-            mask_BS=None if step.mask_BS is None else step.mask_BS[:, : self._length],
-            positions_BT=torch.cat(self._positions, dim=1) if self._positions else None,
-        )
-
-
-@dataclass(slots=True)
-class _Leg:
-    hop: Hop
-    session: str
-    history: _History
-    opened: Opened
+    def __init__(self, leg: Leg, error: PeerLost | Refused, *, in_resume: bool = False) -> None:
+        super().__init__(str(error))
+        self.leg, self.error, self.in_resume = leg, error, in_resume
 
 
 class DecodeSession:
@@ -103,7 +36,11 @@ class DecodeSession:
 
     def __init__(self, pool: Pool, router: Router, whole: Span, config: SessionConfig) -> None:
         self._pool, self._router, self._whole, self._config = pool, router, whole, config
-        self._legs: list[_Leg] = []
+        self._opener = Legs(pool, router, config)
+        self._legs: list[Leg] = []
+        self._history = History()
+        self._number = -1
+        self._sending: set[asyncio.Task[torch.Tensor | None]] = set()
         self.replaced = 0
 
     @property
@@ -119,154 +56,148 @@ class DecodeSession:
             Refused: hosts refuse for a reason that others would share.
         """
         if not self._legs:
-            self._legs = await self._open_chain(self._whole, None)
-        current, place, tries = step, 0, 0
-        while place < len(self._legs):
-            leg = self._legs[place]
+            self._legs = await self._opener.open(self._whole)
+        self._number += 1
+        self._history.add(step)
+        for _ in range(self._config.max_tries):
             try:
-                output = await self._ask(leg, current)
-            except (PeerLost, Refused) as error:
-                tries = self._note_failure(leg.hop.peer, error, tries)
-                self._legs[place : place + 1] = await self._replace(leg, current)
+                output = await self._run()
+                if output.shape != step.hidden_BTD.shape:
+                    last = self._legs[-1]
+                    raise _LegFailed(last, PeerLost(f"peer {last.hop.peer} answered with a tensor of another shape"))
+            except _LegFailed as failed:
+                await self._mend(failed)
                 continue
-            leg.history.add(current)
-            current = replace(current, hidden_BTD=output)
-            place += 1
-        return current.hidden_BTD
+            for leg in self._legs:
+                leg.is_new = False
+            return output.float()
+        raise NoRoute(f"a step failed {self._config.max_tries} times in a row; see the log for each reason")
 
     async def close(self) -> None:
         """Free the caches; a host that cannot be told frees its own by deadline."""
+        for task in self._sending:
+            task.cancel()
         legs, self._legs = self._legs, []
-        for leg in legs:
-            await self._close_leg(leg)
+        await self._opener.close(legs)
 
-    async def _replace(self, leg: _Leg, step: StepInput) -> list[_Leg]:
-        """Other hosts for a leg's blocks, with the same bits of the adapter, brought to where the leg stood."""
-        self.replaced += 1
-        leg.history.prepare(step)
-        past = leg.history.replay(step)
-        for _ in range(self._config.max_tries):
+    async def _run(self) -> torch.Tensor:
+        """The present step through the chain, from where it has to begin."""
+        legs = self._legs
+        begin = next((i for i, leg in enumerate(legs) if leg.is_new), 0)
+        depth = 0
+        while begin + depth < len(legs) and legs[begin + depth].is_new:
+            depth += 1
+        sending = asyncio.create_task(self._send(legs[0], depth) if begin == 0 else self._resume(begin, depth))
+        if len(legs) == 1:
+            output = await sending
+            assert output is not None
+            return output
+        collecting = asyncio.create_task(self._collect(legs[-1]))
+        try:
+            await asyncio.wait({sending, collecting}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                await sending
             try:
-                fresh = await self._open_chain(leg.hop.span, leg.opened.digests or None)
-            except Refused as error:
-                if error.code != RefusalCode.SNAPSHOT:
-                    raise
-                raise NoRoute(
-                    f"no other host holds blocks {leg.hop.span} with the adapter of round {leg.opened.round}, with "
-                    "which this text began; begin the text again"
-                ) from error
-            current = past
-            try:
-                for each in fresh:
-                    if current is not None:
-                        output = await self._ask(each, current)
-                        each.history.add(current)
-                        current = replace(current, hidden_BTD=output)
-            except (PeerLost, Refused) as error:
-                self._note_failure(each.hop.peer, error, 0)
-                continue
-            return fresh
-        raise NoRoute(f"blocks {leg.hop.span} failed {self._config.max_tries} times in a row; see the log")
-
-    async def _open_chain(self, span: Span, digests: Mapping[int, bytes] | None) -> list[_Leg]:
-        """Open sessions over `span`: with the wanted bits, or else all at one round where they have one in common."""
-        avoid: frozenset[PeerId] = frozenset()
-        last: Refused | None = None
-        for _ in range(self._config.max_tries):
-            try:
-                hops = await self._router.fast(span, avoid)
-            except NoRoute:
-                if last is not None:
-                    raise last from None
+                output = await collecting
+            except _LegFailed:
+                await sending  # the host before the last one knows better what failed
                 raise
-            legs: list[_Leg] = []
-            try:
-                for hop in hops:
-                    legs.append(await self._open_leg(hop, digests, None))
-                if digests is None and len({leg.opened.round for leg in legs}) > 1:
-                    legs = await self._at_one_round(legs)
-            except (PeerLost, Refused) as error:
-                await self._give_up(legs)
-                if isinstance(error, PeerLost):
-                    self._note_failure(hop.peer, error, 0)
-                else:
-                    if error.code == RefusalCode.MALFORMED:
-                        raise
-                    last, avoid = error, avoid | {hop.peer}
-                continue
-            return legs
-        raise last or NoRoute(f"no chain over blocks {span} could be opened; see the log for each reason")
+        except BaseException:
+            sending.cancel()
+            raise
+        finally:
+            collecting.cancel()
+            # Where the result is in, the word that the step is through comes later and is not waited for.
+            self._sending.add(sending)
+            sending.add_done_callback(self._sent)
+        return output
 
-    async def _at_one_round(self, legs: list[_Leg]) -> list[_Leg]:
-        """Reopen the legs that are ahead at the oldest round among them; keep a mixture where that is gone."""
-        number = min(leg.opened.round for leg in legs)
-        for place, leg in enumerate(legs):
-            if leg.opened.round == number:
-                continue
-            try:
-                older = await self._open_leg(leg.hop, None, number)
-            except Refused as error:
-                logger.warning("blocks %s stay at round %d: %s", leg.hop.span, leg.opened.round, error)
-                continue
-            await self._close_leg(leg)
-            legs[place] = older
-        return legs
+    def _sent(self, task: asyncio.Task[torch.Tensor | None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("a step that was through is not confirmed: %s", task.exception())
 
-    async def _open_leg(self, hop: Hop, digests: Mapping[int, bytes] | None, number: int | None) -> _Leg:
-        session = uuid.uuid4().hex
-        message = OpenSession(
-            session=session,
-            span=hop.span,
-            batch=self._config.batch,
-            max_length=self._config.max_length,
-            digests=None if digests is None else {block: digests[block] for block in hop.span.blocks()},
-            round=number,
-            plain=self._config.plain,
-        )
+    async def _send(self, first: Leg, depth: int) -> torch.Tensor | None:
+        """The client's own input to the first host; what comes out where there is no other."""
+        step = self._history.again(depth)
+        assert step is not None
+        message, tensors = as_message(first.session, self._number, step)
+        answer = await self._ask(first, message, tensors)
+        if len(self._legs) > 1:
+            return None
+        if len(answer.tensors) != 1:
+            raise _LegFailed(first, PeerLost(f"peer {first.hop.peer} answered a step without its result"))
+        return answer.tensors[0]
+
+    async def _resume(self, begin: int, depth: int) -> None:
+        """Let the host before the new ones send them what they need."""
+        before = self._legs[begin - 1]
+        onward = self._legs[begin].place
+        message = Resume(session=before.session, number=self._number, depth=depth, onward=onward)
+        try:
+            await self._ask(before, message)
+        except _LegFailed as failed:
+            raise _LegFailed(failed.leg, failed.error, in_resume=failed.leg is before) from failed
+
+    async def _collect(self, last: Leg) -> torch.Tensor:
+        answer = await self._ask(last, Collect(place=last.session, item=str(self._number)))
+        if len(answer.tensors) != 1:
+            raise _LegFailed(last, PeerLost(f"peer {last.hop.peer} answered without a result"))
+        return answer.tensors[0]
+
+    async def _ask(self, leg: Leg, message: Message, tensors: tuple[torch.Tensor, ...] = ()) -> Answer:
+        """Ask one leg; a Broken answer means another one failed."""
         seconds = self._config.call_seconds
-        answer = await self._pool.call(hop.peer, StreamKind.DECODE, message, seconds=seconds)
-        if not isinstance(answer.message, Opened):
-            raise PeerLost(f"peer {hop.peer} answered an open with '{answer.message.kind}'")
-        return _Leg(hop=hop, session=session, history=_History(), opened=answer.message)
+        try:
+            answer = await self._pool.call(
+                leg.hop.peer, StreamKind.DECODE, message, tensors, seconds=seconds, wire=self._config.wire
+            )
+        except (PeerLost, Refused) as error:
+            raise _LegFailed(leg, error) from error
+        broken = answer.message
+        if isinstance(broken, Broken):
+            failed = next((other for other in self._legs if other.place == broken.place), leg)
+            reason = f"{broken.reason} (said peer {leg.hop.peer})"
+            raise _LegFailed(failed, PeerLost(reason) if broken.is_lost else Refused(broken.reason, broken.code))
+        return answer
 
-    async def _ask(self, leg: _Leg, step: StepInput) -> torch.Tensor:
-        message = Step(
-            session=leg.session,
-            position=step.position,
-            has_mask=step.mask_BS is not None,
-            has_positions=step.positions_BT is not None,
-            rows=step.rows,
-        )
-        local = leg.hop.peer == self._pool.me
-        tensors = [step.hidden_BTD if local else step.hidden_BTD.to(self._config.wire_dtype)]
-        if step.mask_BS is not None:
-            tensors.append(step.mask_BS.to(torch.uint8))
-        if step.positions_BT is not None:
-            tensors.append(step.positions_BT.to(torch.int32))
-        seconds = self._config.call_seconds
-        answer = await self._pool.call(leg.hop.peer, StreamKind.DECODE, message, tensors, seconds=seconds)
-        if len(answer.tensors) != 1 or answer.tensors[0].shape != step.hidden_BTD.shape:
-            raise PeerLost(f"peer {leg.hop.peer} answered with a tensor of another shape")
-        return answer.tensors[0].float()
-
-    def _note_failure(self, peer: PeerId, error: Exception, tries: int) -> int:
-        """Steer later routes by what went wrong; counts, and raises what no other host would do better."""
+    async def _mend(self, failed: _LegFailed) -> None:
+        """Put other hosts in the place of the one that failed, so that the step can be run again."""
+        leg, error = failed.leg, failed.error
         if isinstance(error, Refused) and error.code == RefusalCode.MALFORMED:
             raise error
-        logger.warning("hop failed peer=%s reason=%s", peer, error)
+        logger.warning("hop failed peer=%s reason=%s", leg.hop.peer, error)
+        place = self._legs.index(leg)
+        for done in self._legs[:place]:
+            done.is_new = False  # the step came as far as to the one that failed
+        if failed.in_resume and isinstance(error, Refused) and error.code == RefusalCode.SESSION and not leg.is_new:
+            leg.is_new = True  # what it put out is not kept: it is sent all again, from further ahead
+            return
         if isinstance(error, PeerLost):
-            self._router.failed(peer, str(error))
-        if tries + 1 >= self._config.max_tries:
-            raise NoRoute(f"a step failed {tries + 1} times, last at peer {peer}: {error}") from error
-        return tries + 1
+            self._router.failed(leg.hop.peer, str(error))
+        else:
+            await self._opener.close([leg])
+        self.replaced += 1
+        await self._replace(place)
 
-    async def _give_up(self, legs: list[_Leg]) -> None:
-        for leg in legs:
-            await self._close_leg(leg)
-
-    async def _close_leg(self, leg: _Leg) -> None:
+    async def _replace(self, place: int) -> None:
+        """Other hosts for a leg's blocks, with the same bits of the adapter, known to their neighbours."""
+        leg = self._legs[place]
+        previous = self._legs[place - 1].place if place else None
+        following = self._legs[place + 1] if place + 1 < len(self._legs) else None
+        onward = None if following is None else following.place
         try:
-            message = CloseSession(session=leg.session)
-            await self._pool.call(leg.hop.peer, StreamKind.DECODE, message, seconds=CLOSE_SECONDS)
-        except (PeerLost, Refused) as error:
-            logger.debug("close not delivered peer=%s reason=%s", leg.hop.peer, error)
+            fresh = await self._opener.open(leg.hop.span, leg.opened.digests or None, previous=previous, onward=onward)
+        except Refused as error:
+            if error.code != RefusalCode.SNAPSHOT:
+                raise
+            raise NoRoute(
+                f"no other host holds blocks {leg.hop.span} with the adapter of round {leg.opened.round}, with "
+                "which this text began; begin the text again"
+            ) from error
+        self._legs[place : place + 1] = fresh
+        if following is not None:
+            await self._opener.link(following, fresh[-1].place, self._place(place + len(fresh) + 1))
+
+    def _place(self, i: int) -> Place | None:
+        return self._legs[i].place if i < len(self._legs) else None

@@ -8,12 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import torch
-
 from blocks.cache import SessionCaches
 from blocks.decoding import BatchedDecoder
 from blocks.errors import BadSession
-from blocks.sessions import StepRequest
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
@@ -21,21 +18,24 @@ from peers.answering import Handler
 from peers.calls import Answer, Question
 from peers.edge import Edge
 from peers.errors import BadMessage, Refused
-from peers.messages import CloseSession, Done, Opened, OpenSession, RefusalCode, Step
+from peers.hosted_session import HostedSession
+from peers.hosted_steps import HostedSteps, session_gone
+from peers.messages import (
+    CloseSession,
+    Collect,
+    Link,
+    Opened,
+    OpenSession,
+    RefusalCode,
+    Resume,
+    Step,
+)
 from peers.network import PeerId
+from peers.outbox import Asking
 from peers.train_service import check_span
 
 PLAIN_LABEL = "plain"
 MAX_SESSIONS = 1024  # short sessions take few cache bytes, but objects of their own
-STEP_SECONDS = 120.0  # a step that waits longer for its turn is refused, and its client asks another host
-
-
-@dataclass(slots=True)
-class _Session:
-    stream: int
-    label: str
-    deadline: float
-    pinned: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,14 +56,14 @@ class DecodeService(Handler):
         self,
         parts: DecodeParts,
         edge: Edge,
+        pool: Asking,
         *,
         idle_seconds: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._parts, self._edge, self._clock, self._idle_seconds = parts, edge, clock, idle_seconds
-        self._sessions: dict[str, _Session] = {}
-        self._decoder = BatchedDecoder(parts.thread, parts.caches, clock=clock)
-        self.tokens = 0
+        self._sessions: dict[str, HostedSession] = {}
+        self._steps = HostedSteps(BatchedDecoder(parts.thread, parts.caches, clock=clock), edge, pool)
 
     async def answer(self, question: Question) -> Answer:
         """Answer one question; see messages.py for what each carries."""
@@ -72,11 +72,20 @@ class DecodeService(Handler):
                 return await self._open(question, message)
             case Step() as message:
                 return await self._step(question, message)
+            case Collect() as message:
+                return await self._steps.collect(self._own(question.peer, message.place), message.item)
+            case Resume() as message:
+                return await self._steps.resume(self._own(question.peer, message.session), message, question.wire)
+            case Link() as message:
+                session = self._own(question.peer, message.session)
+                session.previous, session.onward = message.previous, message.onward
             case CloseSession() as message:
-                await self._end(_key(question.peer, message.session))
-                return Answer(message=Done())
+                closing = self._sessions.get(message.session)
+                if closing is not None and closing.owner == question.peer:
+                    await self._end(message.session)
             case _:
                 raise BadMessage(f"a '{question.message.kind}' message does not belong on a decode stream")
+        return Answer()
 
     async def stream_closed(self, peer: PeerId, stream: int) -> None:
         """Free the sessions of a client that is gone."""
@@ -94,7 +103,7 @@ class DecodeService(Handler):
         if message.max_length > self._edge.max_positions:
             reason = f"{message.max_length} positions are asked for; this model has {self._edge.max_positions}"
             raise Refused(reason, RefusalCode.MALFORMED)
-        key = _key(question.peer, message.session)
+        key = message.session
         if key in self._sessions:
             raise BadSession(f"session {message.session} is open already; close it or choose another id")
         if len(self._sessions) >= MAX_SESSIONS:
@@ -104,8 +113,15 @@ class DecodeService(Handler):
         # Taken before the first await, so that no round can drop the snapshot between the choice and the pin.
         if not message.plain:
             self._parts.shelf.pin(label)
-        session = self._sessions[key] = _Session(
-            stream=question.stream, label=label, deadline=self._clock() + self._idle_seconds, pinned=not message.plain
+        session = self._sessions[key] = HostedSession(
+            name=key,
+            owner=question.peer,
+            stream=question.stream,
+            label=label,
+            is_pinned=not message.plain,
+            deadline=self._clock() + self._idle_seconds,
+            previous=message.previous,
+            onward=message.onward,
         )
         try:
             await self._parts.thread.run(
@@ -126,41 +142,25 @@ class DecodeService(Handler):
         return Answer(message=Opened(round=snapshot.round, digests=digests))
 
     async def _step(self, question: Question, message: Step) -> Answer:
-        key = _key(question.peer, message.session)
-        session = self._sessions.get(key)
-        if session is None:
-            raise BadSession(f"session {message.session} is not open here; open it again and send its inputs")
-        if session.pinned and not self._parts.shelf.has(session.label):
-            await self._end(key)
+        session = self._find(message.session)
+        session.check_sender(question.peer)
+        if session.is_pinned and not self._parts.shelf.has(session.label):
+            await self._end(session.name)
             raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
-        hidden, mask, positions = self._inputs(question.tensors, message)
         session.deadline = self._clock() + self._idle_seconds
-        output = await self._decoder.step(
-            StepRequest(
-                session=key,
-                hidden_BTD=hidden,
-                position=message.position,
-                mask_BT=mask,
-                position_ids_BT=positions,
-                rows=message.rows,
-            ),
-            client=str(question.peer),
-            deadline_seconds=STEP_SECONDS,
-        )
-        self.tokens += hidden.shape[0] * hidden.shape[1]
-        return Answer(tensors=(output,))
+        return await self._steps.step(session, message, question)
 
-    def _inputs(
-        self, tensors: tuple[torch.Tensor, ...], message: Step
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        expected = 1 + message.has_mask + message.has_positions
-        if len(tensors) != expected:
-            raise BadMessage(f"{len(tensors)} tensors came with a step, {expected} were announced")
-        hidden = self._edge.hidden(tensors, most=3)
-        batch, length = hidden.shape[:2]
-        mask = self._edge.mask(tensors[1], batch, message.position + length) if message.has_mask else None
-        positions = self._edge.positions(tensors[-1], batch, length) if message.has_positions else None
-        return hidden, mask, positions
+    def _find(self, name: str) -> HostedSession:
+        session = self._sessions.get(name)
+        if session is None:
+            raise session_gone(name)
+        return session
+
+    def _own(self, peer: PeerId, name: str) -> HostedSession:
+        session = self._find(name)
+        if session.owner != peer:
+            raise session_gone(name)  # nobody learns which sessions others have
+        return session
 
     def _snapshot(self, message: OpenSession) -> Snapshot:
         if message.digests is not None:
@@ -181,12 +181,8 @@ class DecodeService(Handler):
     def _submit_end(self, key: str) -> Future[None]:
         """Forget a session now and free its cache behind all jobs that it has queued."""
         session = self._sessions.pop(key)
-        self._decoder.forget(key)
+        self._steps.forget(session)
         freed = self._parts.thread.submit(Priority.DECODE, lambda: self._parts.caches.close(key))
-        if session.pinned:
+        if session.is_pinned:
             self._parts.drop_versions(self._parts.shelf.unpin(session.label))
         return freed
-
-
-def _key(peer: PeerId, session: str) -> str:
-    return f"{peer}/{session}"  # another peer's session cannot even be named

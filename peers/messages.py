@@ -13,6 +13,7 @@ from blocks.snapshots import DIGEST_BYTES
 from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
 from peers.errors import BadMessage
 from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, text, wired
+from peers.network import PeerId
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 2  # 2: float tensors may travel in eight bits
@@ -44,6 +45,14 @@ class RefusalCode(StrEnum):
     SPAN = "span"  # these blocks are not held here (any more)
     BUSY = "busy"
     INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A session or a lane at one peer, by the name that its owner gave it."""
+
+    peer: PeerId
+    name: str
 
 
 def _read_span(value: object) -> Span:
@@ -91,11 +100,18 @@ def _write_digests(digests: Mapping[int, bytes]) -> object:
     return [min(digests, default=0), b"".join(digests[block] for block in sorted(digests))]
 
 
+def _read_place(value: object) -> Place:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError
+    return Place(PeerId(_NAME.read(value[0])), _NAME.read(value[1]))
+
+
 _NAME = text(64)
 _COUNT = integer(0, MAX_STEP)
 _INDEX = integer(0, REMEMBERED_IDS - 1)  # a host remembers so many of one step, so as to count none twice
 _SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
 _UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)
+_PLACE: Codec[Place] = Codec("a place [peer, name]", _read_place, lambda place: [place.peer, place.name])
 _MICROBATCH: Codec[MicrobatchId] = Codec(
     "a microbatch id [trainer, life, step, index]", _read_microbatch, lambda m: [m.trainer, m.life, m.step, m.index]
 )
@@ -137,12 +153,45 @@ class Done:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Broken:
+    """The answer of a host that could not pass work on: at `place` it ended, by that host's refusal or its silence."""
+
+    kind: ClassVar[str] = "broken"
+    place: Place = wired(_PLACE)
+    is_lost: bool = wired(BOOLEAN)
+    code: str = wired(text(32))
+    reason: str = wired(text(500))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collect:
+    """Asked of the last host of a chain by its owner: what comes out of `place` for one item of work, when it does."""
+
+    kind: ClassVar[str] = "collect"
+    place: str = wired(_NAME)
+    item: str = wired(_NAME)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenLane:
+    """A way for a trainer's microbatches through this host: from whom they come (None: the trainer), where they go on
+    (None: they are collected here). Gradients take it backwards. A lane lives as long as the stream that opened it.
+    """
+
+    kind: ClassVar[str] = "lane"
+    lane: str = wired(_NAME)
+    span: Span = wired(_SPAN)
+    previous: Place | None = wired(optional(_PLACE), default=None)
+    onward: Place | None = wired(optional(_PLACE), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Forward:
-    """Compute `span` and keep what its backward needs. Tensors: hidden [B, T, D], then mask [B, T] or nothing."""
+    """Compute the lane's span and keep what its backward needs. Tensors: hidden [B, T, D], then mask [B, T] or none."""
 
     kind: ClassVar[str] = "forward"
+    lane: str = wired(_NAME)
     microbatch: MicrobatchId = wired(_MICROBATCH)
-    span: Span = wired(_SPAN)
     samples: int = wired(integer(1, MAX_BATCH))
 
 
@@ -151,8 +200,8 @@ class Backward:
     """Gradient of the summed token loss with respect to the span's output [B, T, D]; `tokens` had a label."""
 
     kind: ClassVar[str] = "backward"
+    lane: str = wired(_NAME)
     microbatch: MicrobatchId = wired(_MICROBATCH)
-    span: Span = wired(_SPAN)
     tokens: int = wired(integer(1, 1 << 31))
 
 
@@ -175,16 +224,18 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluate:
-    """A forward pass with the newest snapshot. Tensors as for Forward."""
+    """A forward pass with the newest snapshot; `item` names it for the one who collects. Tensors as for Forward."""
 
     kind: ClassVar[str] = "evaluate"
-    span: Span = wired(_SPAN)
+    lane: str = wired(_NAME)
+    item: str = wired(_NAME)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenSession:
     """Reserve cache for a text. `digests` by block ask for the bits of one snapshot, `round` for the snapshot of a
-    round, neither for the newest, `plain` for the base model alone.
+    round, neither for the newest, `plain` for the base model alone. Steps come from `previous` (None: from the owner),
+    and what comes out goes on to `onward` (None: the owner collects it).
     """
 
     kind: ClassVar[str] = "open"
@@ -195,6 +246,18 @@ class OpenSession:
     digests: Mapping[int, bytes] | None = wired(optional(_DIGESTS), default=None)
     round: int | None = wired(optional(_COUNT), default=None)
     plain: bool = wired(BOOLEAN, default=False)
+    previous: Place | None = wired(optional(_PLACE), default=None)
+    onward: Place | None = wired(optional(_PLACE), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A neighbour of a session was replaced: from now on these are its neighbours."""
+
+    kind: ClassVar[str] = "link"
+    session: str = wired(_NAME)
+    previous: Place | None = wired(optional(_PLACE), default=None)
+    onward: Place | None = wired(optional(_PLACE), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,15 +273,31 @@ class Opened:
 class Step:
     """Go on at `position`; a smaller one rolls back. `rows` picks and reorders the batch first, as beam search does.
 
+    A repeated `number` is not computed again, only passed on. The first `replay` tokens rebuild the caches of the next
+    `depth` hosts, this one included, and go no further; `rows` are in their order already for those.
     Tensors: hidden [B, T, D], then mask [B, S] over all positions and positions [B, T] where the flags say so.
     """
 
     kind: ClassVar[str] = "step"
     session: str = wired(_NAME)
+    number: int = wired(_COUNT)
     position: int = wired(integer(0, MAX_POSITIONS))
     has_mask: bool = wired(BOOLEAN, default=False)
     has_positions: bool = wired(BOOLEAN, default=False)
     rows: tuple[int, ...] | None = wired(optional(several(integer(0, MAX_BATCH), MAX_BATCH)), default=None)
+    replay: int = wired(integer(0, MAX_POSITIONS), default=0)
+    depth: int = wired(integer(0, MAX_BLOCKS), default=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resume:
+    """Pass step `number` on again, with all that was put out before it: the next `depth` hosts are new."""
+
+    kind: ClassVar[str] = "resume"
+    session: str = wired(_NAME)
+    number: int = wired(_COUNT)
+    depth: int = wired(integer(1, MAX_BLOCKS))
+    onward: Place = wired(_PLACE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,14 +374,14 @@ class InfoReply:
 
 
 Message = (
-    Hello | Refusal | Done | Forward | Backward | Commit | Drop | Evaluate | OpenSession | Opened | Step
-    | CloseSession | FetchUnit | UnitReply | AskInfo | InfoReply
+    Hello | Refusal | Done | Broken | Collect | OpenLane | Forward | Backward | Commit | Drop | Evaluate
+    | OpenSession | Opened | Link | Step | Resume | CloseSession | FetchUnit | UnitReply | AskInfo | InfoReply
 )  # fmt: skip
 _TYPES: Mapping[str, type[Message]] = {
     message_type.kind: message_type
     for message_type in (
-        Hello, Refusal, Done, Forward, Backward, Commit, Drop, Evaluate, OpenSession, Opened, Step,
-        CloseSession, FetchUnit, UnitReply, AskInfo, InfoReply,
+        Hello, Refusal, Done, Broken, Collect, OpenLane, Forward, Backward, Commit, Drop, Evaluate,
+        OpenSession, Opened, Link, Step, Resume, CloseSession, FetchUnit, UnitReply, AskInfo, InfoReply,
     )
 }  # fmt: skip
 

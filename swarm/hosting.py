@@ -197,8 +197,9 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> None:
             drop_versions=host.drop_versions,
         ),
         edge,
+        node.pool,
     )
-    await node.serve(StreamKind.TRAIN, TrainService(host.trainer, host.shelf, edge))
+    await node.serve(StreamKind.TRAIN, TrainService(host.trainer, host.shelf, edge, node.pool))
     await node.serve(StreamKind.DECODE, decode)
     await node.serve(StreamKind.UNITS, UnitsService(host))
     node.spawn(_sweep(decode), "session deadlines")

@@ -19,7 +19,9 @@ from blocks.client import ClientModel, RemoteCall
 from blocks.errors import BadSession
 from blocks.spans import Span
 from blocks.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
-from peers.decode_chain import DecodeSession, SessionConfig, StepInput
+from peers.decode_chain import DecodeSession
+from peers.decode_legs import SessionConfig
+from peers.history import StepInput
 from peers.pool import Pool
 from peers.router import Router
 

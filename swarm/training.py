@@ -13,10 +13,10 @@ import torch
 from blocks.load import load_client, load_tokenizer
 from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
-from peers.decode_chain import SessionConfig
+from peers.decode_legs import SessionConfig
 from peers.train_chain import ChainConfig, TrainChain
+from peers.wire_format import WireFormat
 from swarm.data import SampleSet, split_microbatches
-from swarm.hosting import DTYPES
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig
@@ -60,8 +60,7 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         client = await thread.run(
             Priority.FORWARD, lambda: load_client(source, dtype=torch.float32, device=torch.device("cpu"))
         )
-        wire = DTYPES[spec.wire.dtype]
-        chain_config = ChainConfig(call_seconds=config.call_seconds, wire_dtype=wire)
+        chain_config = ChainConfig(call_seconds=config.call_seconds, wire=config.wire or WireFormat(spec.wire.dtype))
         chain = TrainChain(node.pool, node.routes(), spec.model.num_blocks, chain_config)
         steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
         trainer = Trainer(
@@ -105,7 +104,7 @@ def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop)
     session = SessionConfig(
         batch=1,
         max_length=source.max_positions,
-        wire_dtype=DTYPES[node.spec.wire.dtype],
+        wire=config.wire or WireFormat(node.spec.wire.dtype),
         call_seconds=config.call_seconds,
     )
     blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
-from peers.errors import NetworkFailed
+import torch
+
+from peers.calls import Answer
+from peers.errors import NetworkFailed, PeerLost
+from peers.messages import Message
 from peers.network import ByteStream, PeerId, StreamHandler
+from peers.wire_format import WireFormat
 
 
 class FakeSwarm:
@@ -95,6 +100,22 @@ class FakeNetwork:
             self.failures.append(error)
         finally:
             stream.writer.close()
+
+
+class Nobody:
+    """The pool of a peer that reaches no other."""
+
+    async def call(
+        self,
+        peer: PeerId,
+        kind: str,
+        message: Message,
+        tensors: Sequence[torch.Tensor] = (),
+        *,
+        seconds: float,
+        wire: WireFormat | None = None,
+    ) -> Answer:
+        raise PeerLost(f"peer {peer} cannot be reached")
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +23,25 @@ from peers.calls import Answer, Question
 from peers.decode_service import DecodeParts, DecodeService
 from peers.edge import Edge
 from peers.errors import BadMessage, Refused
-from peers.messages import CloseSession, Message, Opened, OpenSession, RefusalCode, Step
+from peers.messages import (
+    CloseSession,
+    Collect,
+    Link,
+    Message,
+    Opened,
+    OpenSession,
+    Place,
+    RefusalCode,
+    Resume,
+    Step,
+)
 from peers.network import PeerId
+from tests.fakes_network import Nobody
 from tests.unit.blocks.conftest import save_tiny
 
 HELD = Span(2, 4)
+NUMBERS = itertools.count()
+RESUME = Resume(session="s", number=0, depth=1, onward=Place(PeerId("mallory"), "m"))
 HIDDEN_BTD = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(2))
 
 
@@ -76,11 +91,21 @@ def host(source: ModelSource) -> Iterator[Host]:
 
     parts = DecodeParts(span=HELD, caches=caches, thread=thread, shelf=shelf, drop_versions=drop_versions)
     edge = Edge(hidden_size=64, max_positions=source.max_positions)
-    service = DecodeService(parts, edge, idle_seconds=10.0, clock=lambda: made[0].now)
+    service = DecodeService(parts, edge, Nobody(), idle_seconds=10.0, clock=lambda: made[0].now)
     made.append(Host(service=service, model=model, caches=caches, thread=thread, shelf=shelf))
     made[0].publish(1)
     yield made[0]
     thread.close()
+
+
+def step(position: int, *, number: int | None = None, session: str = "s", **changes: object) -> Step:
+    """The next step, unless its number is given."""
+    return Step(
+        session=session,
+        number=next(NUMBERS) if number is None else number,
+        position=position,
+        **changes,  # type: ignore[arg-type]
+    )
 
 
 def opening(session: str = "s", *, max_length: int = 16, **changes: object) -> OpenSession:
@@ -90,8 +115,8 @@ def opening(session: str = "s", *, max_length: int = 16, **changes: object) -> O
 async def test_steps_and_rollback_give_what_one_pass_gives(host: Host) -> None:
     answer = await host.ask(opening())
     assert answer.message == Opened(round=1, digests={2: b"\1" * 8, 3: b"\1" * 8})
-    (whole,) = (await host.ask(Step(session="s", position=0), HIDDEN_BTD)).tensors
-    (again,) = (await host.ask(Step(session="s", position=5), HIDDEN_BTD[:, 5:])).tensors
+    (whole,) = (await host.ask(step(0), HIDDEN_BTD)).tensors
+    (again,) = (await host.ask(step(5), HIDDEN_BTD[:, 5:])).tensors
     torch.testing.assert_close(again, whole[:, 5:], rtol=0, atol=1e-5)
     await host.ask(CloseSession(session="s"))
     await host.ask(CloseSession(session="s"))
@@ -100,25 +125,64 @@ async def test_steps_and_rollback_give_what_one_pass_gives(host: Host) -> None:
 
 async def test_another_peer_cannot_name_a_session(host: Host) -> None:
     await host.ask(opening())
-    with pytest.raises(BadSession, match="not open here"):
-        await host.ask(Step(session="s", position=0), HIDDEN_BTD, peer="mallory", stream=2)
+    with pytest.raises(BadSession, match="owner named"):
+        await host.ask(step(0), HIDDEN_BTD, peer="mallory", stream=2)
+    for message in (Collect(place="s", item="0"), Link(session="s"), RESUME):
+        with pytest.raises(BadSession, match="not open here"):
+            await host.ask(message, peer="mallory", stream=2)
     await host.ask(CloseSession(session="s"), peer="mallory", stream=2)
-    await host.ask(opening(), peer="mallory", stream=2)
-    await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+    with pytest.raises(BadSession, match="another id"):
+        await host.ask(opening(), peer="mallory", stream=2)
+    await host.ask(step(0), HIDDEN_BTD)
     with pytest.raises(BadSession, match="another id"):
         await host.ask(opening())
 
 
+async def test_steps_come_from_the_neighbour_that_the_owner_named_and_from_nobody_else(host: Host) -> None:
+    await host.ask(opening(previous=Place(PeerId("bob"), "b")))
+    for peer in ("ann", "mallory"):
+        with pytest.raises(BadSession, match="named"):
+            await host.ask(step(0), HIDDEN_BTD, peer=peer)
+    assert (await host.ask(step(0, number=0), HIDDEN_BTD, peer="bob")).tensors == ()
+    (output,) = (await host.ask(Collect(place="s", item="0"))).tensors
+    assert output.shape == HIDDEN_BTD.shape
+    await host.ask(Link(session="s", previous=Place(PeerId("cem"), "c")))
+    with pytest.raises(BadSession, match="named"):
+        await host.ask(step(8), HIDDEN_BTD[:, :1], peer="bob")
+    await host.ask(step(8), HIDDEN_BTD[:, :1], peer="cem")
+
+
+async def test_a_step_that_comes_again_is_not_computed_again(host: Host) -> None:
+    await host.ask(opening())
+    (first,) = (await host.ask(step(0, number=3), HIDDEN_BTD)).tensors
+    (again,) = (await host.ask(step(0, number=3), torch.zeros_like(HIDDEN_BTD))).tensors
+    assert torch.equal(again, first)
+    with pytest.raises(BadSession, match="comes after"):
+        await host.ask(step(0, number=2), HIDDEN_BTD)
+    with pytest.raises(BadSession, match="position 9"):
+        await host.ask(step(9, number=4), HIDDEN_BTD[:, :1])
+    await host.ask(step(8, number=4), HIDDEN_BTD[:, :1])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"replay": 8, "depth": 1}, {"replay": 4}, {"position": 1, "replay": 4, "depth": 1}]
+)
+async def test_a_replay_that_cannot_be_right_is_refused(host: Host, changes: dict[str, int]) -> None:
+    await host.ask(opening())
+    with pytest.raises(BadMessage, match="replay"):
+        await host.ask(step(changes.pop("position", 0), **changes), HIDDEN_BTD)
+
+
 async def test_what_does_not_fit_is_refused_and_the_session_goes_on(host: Host) -> None:
     await host.ask(opening(max_length=8))
-    await host.ask(Step(session="s", position=0), HIDDEN_BTD[:, :4])
+    await host.ask(step(0), HIDDEN_BTD[:, :4])
     with pytest.raises(BadSession, match="position 6"):
-        await host.ask(Step(session="s", position=6), HIDDEN_BTD[:, :1])
+        await host.ask(step(6), HIDDEN_BTD[:, :1])
     with pytest.raises(BadSession, match="ends at 8"):
-        await host.ask(Step(session="s", position=4), HIDDEN_BTD[:, :5])
+        await host.ask(step(4), HIDDEN_BTD[:, :5])
     with pytest.raises(BadMessage, match="announced"):
-        await host.ask(Step(session="s", position=4, has_mask=True), HIDDEN_BTD[:, :1])
-    await host.ask(Step(session="s", position=4), HIDDEN_BTD[:, 4:])
+        await host.ask(step(4, has_mask=True), HIDDEN_BTD[:, :1])
+    await host.ask(step(4), HIDDEN_BTD[:, 4:])
     for message in (opening("x", max_length=129), OpenSession(session="x", span=Span(1, 3), batch=1, max_length=4)):
         with pytest.raises(Refused):
             await host.ask(message)
@@ -141,10 +205,10 @@ async def test_silent_sessions_are_freed(host: Host) -> None:
     await host.ask(opening("quiet"))
     await host.ask(opening("busy"))
     host.now = 9.0
-    await host.ask(Step(session="busy", position=0), HIDDEN_BTD)
+    await host.ask(step(0, session="busy"), HIDDEN_BTD)
     host.now = 12.0
     await host.service.sweep()
-    assert host.caches.sessions == ("ann/busy",)
+    assert host.caches.sessions == ("busy",)
 
 
 async def test_a_pinned_snapshot_survives_rounds_and_goes_with_its_session(host: Host) -> None:
@@ -154,10 +218,10 @@ async def test_a_pinned_snapshot_survives_rounds_and_goes_with_its_session(host:
     await host.idle()
     assert "s1" in versions(host.model)
     assert "s2" not in versions(host.model)
-    await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+    await host.ask(step(0), HIDDEN_BTD)
     await host.ask(opening("same", digests={2: b"\1" * 8, 3: b"\1" * 8}))
     await host.ask(CloseSession(session="s"))
-    await host.ask(Step(session="same", position=0), HIDDEN_BTD)
+    await host.ask(step(0, session="same"), HIDDEN_BTD)
     await host.ask(CloseSession(session="same"))
     await host.idle()
     assert "s1" not in versions(host.model)
@@ -169,7 +233,7 @@ async def test_a_session_on_a_very_old_snapshot_is_told_so(host: Host) -> None:
         await host.ask(opening(f"n{number}", max_length=1))
         host.publish(number)
     with pytest.raises(Refused) as refused:
-        await host.ask(Step(session="s", position=0), HIDDEN_BTD)
+        await host.ask(step(0), HIDDEN_BTD)
     assert refused.value.code == RefusalCode.SNAPSHOT
     assert len(versions(host.model)) < 12
 
