@@ -10,6 +10,7 @@ import torch
 from peers.calls import Answer
 from peers.messages import Message
 from peers.network import PeerId
+from peers.wire_format import WireFormat
 from swarm.peer import Peer
 
 Strike = Callable[[PeerId], None]
@@ -31,22 +32,30 @@ class WatchedPool:
         return self._pool.me
 
     async def call(
-        self, peer: PeerId, kind: str, message: Message, tensors: Sequence[torch.Tensor] = (), *, seconds: float
+        self,
+        peer: PeerId,
+        kind: str,
+        message: Message,
+        tensors: Sequence[torch.Tensor] = (),
+        *,
+        seconds: float,
+        wire: WireFormat | None = None,
     ) -> Answer:
         self._left -= message.kind == self._kind
         if self.struck is not None or self._left > 0 or message.kind != self._kind:
-            return await self._pool.call(peer, kind, message, tensors, seconds=seconds)
+            return await self._pool.call(peer, kind, message, tensors, seconds=seconds, wire=wire)
         self.struck = peer
         self._before(peer)
         was_sent = self._bytes(peer)
-        running = asyncio.create_task(self._pool.call(peer, kind, message, tensors, seconds=seconds))
+        running = asyncio.create_task(self._pool.call(peer, kind, message, tensors, seconds=seconds, wire=wire))
         while self._bytes(peer) == was_sent and not running.done():  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.001)
         self._sent(peer)
         return await running
 
     def _bytes(self, peer: PeerId) -> int:
-        return self._peer.node.traffic.sent.get((peer, self._kind), 0)
+        counts = self._peer.node.traffic.by_peer.get(peer, {})
+        return counts[self._kind].sent if self._kind in counts else 0
 
 
 def watch(peer: Peer, kind: str, number: int, *, before: Strike, sent: Strike) -> WatchedPool:
