@@ -10,15 +10,15 @@ what a trained token moves over all links of the swarm, both ways, as TCP carrie
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 from parts.report import Bench, Values, median, ratios, run_parts
 from parts.swarms import HALVES, Swarm, new_run
-from parts.texts import source
+from parts.texts import load_whole
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from swarm.data import SampleSet, pad_right
 from swarm.demo_data import pydoc_samples
@@ -32,19 +32,19 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """Tokens/s of whole steps and of forward passes with loss."""
+    """Tokens/s of whole steps and of forward passes with loss; bytes that a trained token moved over links."""
 
     train: float
     forward: float
+    bytes_per_token: float = 0.0
 
 
 class Peft:
     """The whole model in this process."""
 
     def __init__(self, samples: SampleSet) -> None:
-        model = AutoModelForCausalLM.from_pretrained(source().path, dtype=torch.float32)
         settings = LoraConfig(r=RANK, lora_alpha=16, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-        self.model: PeftModel = get_peft_model(model, settings)
+        self.model: PeftModel = get_peft_model(load_whole("fp32"), settings)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=LEARNING_RATE)
         self.samples = samples
 
@@ -74,25 +74,24 @@ class Peft:
         return loss
 
 
-def measure_swarm(peer: Peer, samples: SampleSet, steps: int, held_out: SampleSet) -> Speeds:
+def measure_swarm(swarm: Swarm, peer: Peer, samples: SampleSet, steps: int, held_out: SampleSet) -> Speeds:
     """One more training of this peer: the first step is not counted, and after the last it evaluates `held_out`."""
     torch.set_num_threads(1)
     moments: list[float] = []
+    marks: list[int] = []
 
     def note(progress: Progress) -> None:
         moments.append(time.perf_counter())
+        marks.append(sum(swarm.link_bytes()))
 
     peer.train(samples, steps=steps + 1, held_out=held_out, on_progress=note)
     ended = time.perf_counter()
     tokens = steps * ROWS * LENGTH
-    return Speeds(train=tokens / (moments[-1] - moments[0]), forward=len(held_out.ids) / (ended - moments[-1]))
-
-
-def measure_bytes(swarm: Swarm, peer: Peer, samples: SampleSet, steps: int) -> float:
-    """Bytes through all links for a trained token: messages, what libp2p adds, and what the peers say meanwhile."""
-    marks: list[int] = []
-    peer.train(samples, steps=steps + 1, on_progress=lambda _: marks.append(sum(swarm.link_bytes())))
-    return (marks[-1] - marks[0]) / (steps * ROWS * LENGTH)
+    return Speeds(
+        train=tokens / (moments[-1] - moments[0]),
+        forward=len(held_out.ids) / (ended - moments[-1]),
+        bytes_per_token=(marks[-1] - marks[0]) / tokens,
+    )
 
 
 def measure_training(bench: Bench) -> Values:
@@ -107,19 +106,18 @@ def measure_training(bench: Bench) -> Values:
         bench.say("both hosts are up")
         with swarm.client("trainer") as peer:
             samples, _ = pydoc_samples(peer.tokenizer(), LENGTH)
-            batches, steps = bench.pick(2, 6), bench.pick(3, 8)
+            batches, steps = bench.pick(2, 6), bench.pick(2, 8)
             peft, held_out = Peft(samples), first(samples, batches * ROWS)
             for _ in range(bench.pick(2, 5)):
                 found["peft"].append(peft.measure(steps, batches))
-                found["swarm"].append(measure_swarm(peer, samples, steps, held_out))
+                found["swarm"].append(measure_swarm(swarm, peer, samples, steps, held_out))
                 shown = (f"{name} {each[-1].train:.0f} and {each[-1].forward:.0f}" for name, each in found.items())
                 bench.say(f"tokens/s of steps and forward: {', '.join(shown)}")
-            moved = measure_bytes(swarm, peer, samples, steps)
     ours, theirs = found["swarm"], found["peft"]
     return {
         "train_ratio": ratios([each.train for each in ours], [each.train for each in theirs]),
         "forward_ratio": ratios([each.forward for each in ours], [each.forward for each in theirs]),
-        "bytes_per_token": round(moved),
+        "bytes_per_token": round(statistics.median(each.bytes_per_token for each in ours)),
         "train_tokens_per_second": median([each.train for each in ours]),
         "forward_tokens_per_second": median([each.forward for each in ours]),
         "peft_train_tokens_per_second": median([each.train for each in theirs]),

@@ -13,6 +13,7 @@ from parts.swarms import CACHE, MODEL
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from blocks.loading import loading
 from blocks.source import ModelSource, find_model
 from swarm.demo_data import demo_text
 from swarm.model import Sampling, SwarmModel
@@ -74,9 +75,15 @@ def source() -> ModelSource:
 
 def load_local(tokenizer: PreTrainedTokenizerBase, dtype: str) -> Local:
     """The local model, which writes on past an end of text."""
-    model = AutoModelForCausalLM.from_pretrained(source().path, dtype=DTYPES[dtype])
+    model = load_whole(dtype)
     model.generation_config.eos_token_id = None
     return Local(model=model, tokenizer=tokenizer)
+
+
+def load_whole(dtype: str) -> PreTrainedModel:
+    """The whole model, as transformers loads it."""
+    with loading():
+        return AutoModelForCausalLM.from_pretrained(source().path, dtype=DTYPES[dtype])
 
 
 def load_models(peer: Peer, count: int) -> list[SwarmModel]:
