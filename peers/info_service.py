@@ -8,9 +8,9 @@ from collections.abc import Callable
 from peers.answering import Handler
 from peers.calls import Answer, Question
 from peers.errors import BadMessage
-from peers.messages import AskInfo, InfoReply, KindTraffic
+from peers.messages import AskInfo, InfoReply
 from peers.network import PeerId
-from peers.traffic import Traffic
+from peers.traffic import KindTraffic, Traffic
 
 
 class InfoService(Handler):

@@ -14,6 +14,7 @@ from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
 from peers.errors import BadMessage
 from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, text, wired
 from peers.network import PeerId
+from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 2  # 2: float tensors may travel in eight bits
@@ -21,7 +22,6 @@ MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_STEP = 1 << 40
 MAX_SAMPLES = 1 << 60
-MAX_KINDS = 64
 
 
 class StreamKind(StrEnum):
@@ -338,31 +338,6 @@ class AskInfo:
     traffic: bool = wired(BOOLEAN, default=False)
 
 
-@dataclass(frozen=True, slots=True)
-class KindTraffic:
-    """Bytes that a peer has sent and received on its streams for questions of one kind, over all peers."""
-
-    kind: str
-    sent: int
-    received: int
-
-
-def _read_traffic(value: object) -> KindTraffic:
-    if not isinstance(value, list) or len(value) != 3:
-        raise ValueError
-    kind = _KIND.read(value[0])
-    if not kind.isidentifier():  # it goes to a terminal
-        raise ValueError
-    return KindTraffic(kind, _BYTES.read(value[1]), _BYTES.read(value[2]))
-
-
-_KIND = text(32)
-_BYTES = integer(0, (1 << 63) - 1)
-_TRAFFIC: Codec[KindTraffic] = Codec(
-    "traffic [kind, sent, received]", _read_traffic, lambda t: [_KIND.write(t.kind), t.sent, t.received]
-)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfoReply:
     """The peer's own signed record, as fresh as can be (empty from a peer that serves no blocks), and its traffic."""
@@ -370,7 +345,7 @@ class InfoReply:
     kind: ClassVar[str] = "info"
     record: bytes = wired(raw(4096))
     unix_seconds: float = wired(NUMBER)
-    traffic: tuple[KindTraffic, ...] = wired(several(_TRAFFIC, MAX_KINDS), default=())
+    traffic: tuple[KindTraffic, ...] = wired(several(KIND_TRAFFIC, MAX_KINDS), default=())
 
 
 Message = (

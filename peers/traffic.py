@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from peers.fields import Codec, integer, text
 from peers.network import PeerId
 
 MAX_PEERS = 256  # ids cost nothing: of more peers, only the sums are kept
+MAX_KINDS = 64  # that a peer may tell of
+_KIND, _COUNT = text(32), integer(0, (1 << 63) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +23,29 @@ class Bytes:
     def plus(self, other: Bytes) -> Bytes:
         """The sum of both."""
         return replace(self, sent=self.sent + other.sent, received=self.received + other.received)
+
+
+@dataclass(frozen=True, slots=True)
+class KindTraffic:
+    """Bytes of one kind of question over all peers, as a peer tells it to another."""
+
+    kind: str
+    sent: int
+    received: int
+
+
+def _read(value: object) -> KindTraffic:
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError
+    kind = _KIND.read(value[0])
+    if not kind.isidentifier():  # it goes to a terminal
+        raise ValueError
+    return KindTraffic(kind, _COUNT.read(value[1]), _COUNT.read(value[2]))
+
+
+KIND_TRAFFIC: Codec[KindTraffic] = Codec(
+    "traffic [kind, sent, received]", _read, lambda one: [_KIND.write(one.kind), one.sent, one.received]
+)
 
 
 class Traffic:

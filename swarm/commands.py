@@ -25,7 +25,7 @@ from swarm.options import (
 from swarm.peer import Peer, PeerConfig
 from swarm.quick_start import import_hosting, settle
 from swarm.status import COLUMNS, title
-from swarm.traffic import TRAFFIC_COLUMNS
+from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
     from swarm.hosting import HostingConfig
@@ -77,7 +77,12 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
     )
     network = NetworkConfig(bootstrap=options.peers) if options.blocks else _client(options)
     screen.now("entering the swarm")
-    config = replace(_config(options, network, model=options.model), rules=rules, route_seconds=options.wait_seconds)
+    config = replace(
+        _config(options, network, model=options.model),
+        rules=rules,
+        route_seconds=options.wait_seconds,
+        wire=options.wire,
+    )
     with Peer.enter(options.target, config) as peer:
         if options.blocks is not None:
             screen.now(f"loading blocks {options.blocks}")
@@ -91,12 +96,16 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
         view.finish(result.evaluations)
         screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
+        used = peer.node.traffic.total
+        screen.say(f"{size_words(used.sent)} sent, {size_words(used.received)} received")
 
 
 def run_generate(options: GenerateOptions, screen: Screen) -> None:
     """Text from the run's model, as it is made."""
     network = _client(options)
-    config = replace(_config(options, network, model=options.model), route_seconds=options.wait_seconds)
+    config = replace(
+        _config(options, network, model=options.model), route_seconds=options.wait_seconds, wire=options.wire
+    )
     screen.now("entering the swarm")
     with Peer.enter(options.target, config) as peer:
         from swarm.model import Sampling

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from blocks.spans import MAX_BLOCKS
+from peers.wire_format import WireFormat
 from swarm.errors import BadConfig
 
 T = TypeVar("T")
 
 AUTO_TARGETS = ("auto",)
+WIRE_FORMATS = tuple(str(wire) for wire in (WireFormat.BF16, WireFormat.EIGHT_BIT, WireFormat.FP32))
 _MAX_SAMPLES = 10**12
 _MAX_TARGETS = 64
 
@@ -155,7 +157,10 @@ class RoundSettings:
 class WireSettings:
     """How tensors travel."""
 
-    dtype: str = _setting("bf16", Rule(help="of activations and gradients between peers", choices=("bf16", "fp32")))
+    dtype: str = _setting(
+        "bf16",
+        Rule(help="of activations and gradients between peers, unless they say --wire", choices=WIRE_FORMATS),
+    )
 
     def __post_init__(self) -> None:
         _check("wire", self)

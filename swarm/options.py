@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
+from peers.wire_format import WireFormat
 from swarm.join_string import Join, RunDirectory
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ class Screen(Protocol):
     def stream(self, piece: str) -> None:
         """A piece of generated text, shown at once and without a line break."""
 
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, below: bool = False
-    ) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, below: bool = False) -> None:
         """A table, `below` the one before; or else in the place of all before it where the screen can."""
 
     def data(self, value: Mapping[str, object]) -> None:
@@ -81,7 +80,7 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it.
+    it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
     """
 
     data: tuple[Path, ...]
@@ -94,6 +93,7 @@ class TrainOptions(PeerOptions):
     only: frozenset[str] = frozenset()
     model: str | None = None
     wait_seconds: float = 300.0
+    wire: WireFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,8 @@ class GenerateOptions(PeerOptions):
     """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can.
 
     Tokens are guessed ahead by the model `draft` where one is named, else from the text so far if `lookup` says so.
-    `wait_seconds` is how long to wait while some block has no live holder.
+    `wait_seconds` is how long to wait while some block has no live holder. `wire` is how activations travel; None: as
+    the run says.
     """
 
     prompt: str
@@ -115,6 +116,7 @@ class GenerateOptions(PeerOptions):
     draft: str | None = None
     model: str | None = None
     wait_seconds: float = 60.0
+    wire: WireFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

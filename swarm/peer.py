@@ -17,6 +17,7 @@ from peers.address_book import save_addresses
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
+from peers.wire_format import WireFormat
 from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, RunDirectory, save_join
@@ -43,7 +44,8 @@ class PeerConfig:
     """How a peer enters a run. `state` None: the first free directory under `state_root`.
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
-    take for one message before it counts as lost.
+    take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
+    travel; None: as the run's settings say.
     """
 
     state_root: Path
@@ -56,6 +58,7 @@ class PeerConfig:
     nickname: str = ""
     route_seconds: float = 300.0
     call_seconds: float = 120.0
+    wire: WireFormat | None = None
 
 
 class Peer:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from peers.errors import PeerLost, Refused
-from peers.messages import AskInfo, InfoReply, KindTraffic, StreamKind
+from peers.messages import AskInfo, InfoReply, StreamKind
 from peers.network import PeerId
 from peers.pool import Pool
+from peers.traffic import KindTraffic
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import click
 
+from peers.wire_format import WireFormat
 from swarm.cli.paths import cache_dir, state_root
+from swarm.config import WIRE_FORMATS
 from swarm.join_string import Join, RunDirectory, check_address, resolve_join
 
 if TYPE_CHECKING:
@@ -82,6 +84,20 @@ def wait_option(default_seconds: int) -> Callable[[Command], Command]:
         metavar="SECONDS",
         help="How long to wait while nobody holds some block.",
     )
+
+
+def wire_option(command: Command) -> Command:
+    """Add --wire: how activations and gradients of this command travel."""
+    return click.option(
+        "--wire",
+        type=click.Choice(WIRE_FORMATS),
+        help="How activations travel: 8bit takes half the bytes of bf16 and is less exact; else as the run says.",
+    )(command)
+
+
+def wire_format(given: str | None) -> WireFormat | None:
+    """What --wire says."""
+    return None if given is None else WireFormat(given)
 
 
 def peer_fields(given: PeerGiven) -> PeerFields:

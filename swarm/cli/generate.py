@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option, wire_format, wire_option
 from swarm.cli.report import screen
 from swarm.options import GenerateOptions
 
@@ -23,6 +23,7 @@ class _Given(PeerGiven):
     draft: str | None
     model: str | None
     wait: float
+    wire: str | None
 
 
 @click.command(
@@ -53,6 +54,7 @@ Examples:
 )
 @click.option("--draft", metavar="MODEL", help="A small model with the same tokens, run here, that guesses instead.")
 @wait_option(60)
+@wire_option
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and generate."""
@@ -70,6 +72,7 @@ def command(**given: Unpack[_Given]) -> None:
             draft=given["draft"],
             model=given["model"],
             wait_seconds=given["wait"],
+            wire=wire_format(given["wire"]),
         )
         from swarm.commands import run_generate
 

@@ -16,6 +16,8 @@ from swarm.cli.arguments import (
     quantization,
     quantize_option,
     wait_option,
+    wire_format,
+    wire_option,
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
@@ -34,6 +36,7 @@ class _Given(PeerGiven):
     only: tuple[str, ...]
     model: str | None
     wait: float
+    wire: str | None
 
 
 @click.command(
@@ -58,6 +61,7 @@ then only adapters leave this machine.""",
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
+@wire_option
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -76,6 +80,7 @@ def command(**given: Unpack[_Given]) -> None:
             only=frozenset(given["only"]),
             model=given["model"],
             wait_seconds=given["wait"],
+            wire=wire_format(given["wire"]),
         )
         from swarm.commands import run_train
 

@@ -62,8 +62,11 @@ def test_status_shows_who_holds_what(running: Running) -> None:
     found = json.loads(done(swarm("status", running.join, "--json")).stdout)
     assert found["missing_blocks"] == []
     assert sorted(host["blocks"] for host in found["hosts"]) == [[0, 3], [3, 6]]
+    assert set(found["traffic"]) == {host["peer"] for host in found["hosts"]}
+    assert all(counts["sent"] > 0 < counts["received"] for counts in found["traffic"].values())
     table = done(swarm("status", f"{running.run}/")).stdout
     assert "tales: round 0, 2 hosts" in table
+    assert "received" in table
     assert "bea" in table
 
 

@@ -16,10 +16,10 @@ from peers.calls import Answer, Question, dial, hello_maker
 from peers.errors import BadMessage, Refused
 from peers.fields import to_body
 from peers.info_service import InfoService
-from peers.messages import AskInfo, Hello, InfoReply, KindTraffic, parse_message
+from peers.messages import AskInfo, Hello, InfoReply, parse_message
 from peers.network import PeerId
 from peers.pool import Pool
-from peers.traffic import Bytes, Traffic, total
+from peers.traffic import MAX_KINDS, Bytes, KindTraffic, Traffic, total
 from peers.wire_format import WireFormat
 from tests.fakes_network import FakeSwarm, fake_swarm
 
@@ -161,7 +161,7 @@ def test_an_old_peer_that_tells_no_traffic_is_understood() -> None:
     [
         None, 3, [3], [["step"]], [["step", 1, 2, 3]], [["step", -1, 2]], [["step", 1, 1 << 63]], [["step", 1.0, 2]],
         [["step", True, 2]], [["", 1, 2]], [["a\x1b[2J", 1, 2]], [["x" * 33, 1, 2]], [[3, 1, 2]],
-        [["step", 1, 2]] * (messages.MAX_KINDS + 1),
+        [["step", 1, 2]] * (MAX_KINDS + 1),
     ],
     ids=str,
 )  # fmt: skip
@@ -172,4 +172,4 @@ def test_traffic_that_makes_no_sense_is_refused(traffic: object) -> None:
 
 
 def test_all_kinds_fit_into_one_reply() -> None:
-    assert len(messages._TYPES) + 1 <= messages.MAX_KINDS
+    assert len(messages._TYPES) + 1 <= MAX_KINDS

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from blocks.errors import UnknownModel
 from blocks.spans import Span
 from peers.errors import NoRoute
+from peers.wire_format import WireFormat
 from swarm.cli.main import COMMANDS, main
 from swarm.cli.report import plain_errors
 from swarm.errors import BadData
@@ -99,6 +100,19 @@ def test_defaults_leave_the_choice_to_the_peer(commands: Commands) -> None:
         "auto",
         0,
     )
+
+
+@pytest.mark.parametrize(
+    "words", [("train", TEXT, "--data", "x.txt"), ("generate", TEXT, "Once")], ids=["train", "text"]
+)
+def test_how_activations_travel_is_the_runs_choice_unless_said(commands: Commands, words: tuple[str, ...]) -> None:
+    chosen = [asked_by(commands, *words, *more) for more in ((), ("--wire", "8bit"), ("--wire", "fp32"))]
+    assert [each.wire for each in chosen if isinstance(each, (TrainOptions, GenerateOptions))] == [
+        None,
+        WireFormat.EIGHT_BIT,
+        WireFormat.FP32,
+    ]
+    assert "'4bit' is not one of 'bf16', '8bit', 'fp32'" in call(*words, "--wire", "4bit").output
 
 
 def test_a_run_directory_may_stand_for_join(commands: Commands, tmp_path: Path) -> None:

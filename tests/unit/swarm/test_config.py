@@ -79,7 +79,7 @@ def test_only_the_model_is_required(tmp_path: Path) -> None:
         (HEAD + MODEL + '[adapter]\nlora_targets = ["auto", "q"]', "mixes"),
         (HEAD + MODEL + "[adapter]\nlora_targets = [1]", "adapter.lora_targets holds 1"),
         (HEAD + MODEL + '[adapter]\nname = "a/b"', "adapter.name"),
-        (HEAD + MODEL + '[wire]\ndtype = "fp16"', "bf16, fp32"),
+        (HEAD + MODEL + '[wire]\ndtype = "fp16"', "bf16, 8bit, fp32"),
         (HEAD + '[model]\nname = ""\nfingerprint = "0"\nnum_blocks = 1', "model.name is ''"),
         (HEAD + MODEL.replace("ab" * 32, "xy"), "64 hex digits"),
         (MODEL, "name is missing"),
