@@ -14,7 +14,7 @@ def test_who_holds_every_block_trains_and_generates_through_itself_alone(make_sw
     assert own.holds_all
     assert set(block_samples(other).values()) == {0}
     own.model().generate("a b", adapter=True)
-    asked = {kind for peer, kind in own.node.traffic.sent if peer == other.id}
+    asked = {kind for kind, count in own.node.traffic.by_peer.get(other.id, {}).items() if count.sent}
     assert not asked & {"forward", "backward", "step", "evaluate"}
     # What it learnt reaches the other all the same.
     until(lambda: host_of(other).round >= 1 and host_of(own).round >= 1, "a round of both")
