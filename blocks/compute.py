@@ -94,10 +94,12 @@ class SpanCompute:
             for name, parameter in parameters.items()
         ]
         output_BTD = stash.output_BTD
+        # The gradient of this sum by the output is grad_BTD to the bit. Handing grad_BTD to torch.autograd.grad instead
+        # makes torch import sympy, half a second before a host is online, to compare two shapes.
+        weighted = (output_BTD * grad_BTD.to(device=output_BTD.device, dtype=output_BTD.dtype)).sum()
         grad_input_BTD, *gradients = torch.autograd.grad(
-            output_BTD,
+            weighted,
             [stash.input_BTD, *(parameter for _, _, parameter in named)],
-            grad_BTD.to(device=output_BTD.device, dtype=output_BTD.dtype),
             allow_unused=True,
             materialize_grads=True,
         )

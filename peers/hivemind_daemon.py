@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
-import tempfile
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from peers.config import NetworkConfig
 from peers.errors import BadMessage, NetworkFailed
+from peers.socket_directory import SocketDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ _IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own time
 _DAEMON_START_SECONDS = 15.0
 _STOP_SECONDS = 3.0
 _RETRY_SECONDS = 0.05
+_TURN_SECONDS = 0.01
+_SPAWNING = threading.Lock()  # uvloop refuses to start a process while another loop of this process does
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 os.setsid()  # Ctrl-C in a terminal goes to the whole process group; this peer ends p2pd itself, after its goodbye
@@ -105,7 +107,7 @@ class Daemon(P2P):  # type: ignore[misc]
     """One p2pd and the connection to it. hivemind's own RPC works on it, with frames capped."""
 
     _child: Any
-    _directory: Path
+    _directory: SocketDirectory
     _last_lines: deque[str]
 
     @classmethod
@@ -116,9 +118,9 @@ class Daemon(P2P):  # type: ignore[misc]
             NetworkFailed: it exited, or did not answer within 15 s; the message carries its last line.
         """
         self = cls()
-        self._directory = Path(tempfile.mkdtemp(prefix="swarmtune-"))  # 0700: whoever reaches the socket is this peer
-        self._daemon_listen_maddr = Multiaddr(f"/unix{self._directory}/p2pd.sock")
-        self._client_listen_maddr = Multiaddr(f"/unix{self._directory}/client.sock")
+        self._directory = SocketDirectory.create()  # whoever reaches the sockets in it is this peer
+        self._daemon_listen_maddr = Multiaddr(f"/unix{self._directory.path}/p2pd.sock")
+        self._client_listen_maddr = Multiaddr(f"/unix{self._directory.path}/client.sock")
         self._last_lines = deque(maxlen=5)
         try:
             async with asyncio.timeout(_DAEMON_START_SECONDS):
@@ -136,12 +138,9 @@ class Daemon(P2P):  # type: ignore[misc]
 
     async def _spawn(self, options: DaemonOptions) -> None:
         with as_file(files(hivemind.hivemind_cli) / "p2pd") as binary:
-            self._child = await asyncio.create_subprocess_exec(
+            self._child = await spawn(
                 *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
                 *(str(binary), *_flags(options, self._daemon_listen_maddr)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
             )
         self._alive = True
         ready = asyncio.get_running_loop().create_future()
@@ -196,7 +195,7 @@ class Daemon(P2P):  # type: ignore[misc]
         Raises:
             P2PDaemonError, OSError, asyncio.IncompleteReadError: the peer, or the daemon, did not take it.
         """
-        path = self._directory / "p2pd.sock"
+        path = self._directory.path / "p2pd.sock"
         reader, writer = await asyncio.open_unix_connection(str(path))
         try:
             request = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[name])
@@ -227,7 +226,28 @@ class Daemon(P2P):  # type: ignore[misc]
             except TimeoutError:
                 self._child.kill()
                 await self._child.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
+
+
+async def spawn(*command: str) -> asyncio.subprocess.Process:
+    """Start a process that says everything on its stdout. Wait, within a deadline of the caller's, for a turn to do so.
+
+    Raises:
+        OSError: there is no such program.
+    """
+    while True:
+        if _SPAWNING.acquire(blocking=False):  # not a blocking wait: whose turn it is may be on this same loop
+            break
+        await asyncio.sleep(_TURN_SECONDS)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    finally:
+        _SPAWNING.release()
 
 
 async def is_taken_elsewhere(peer: str, bootstrap: tuple[str, ...], seconds: float) -> bool:
