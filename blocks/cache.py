@@ -60,9 +60,18 @@ class SessionCaches:
         """The open sessions, oldest first."""
         return tuple(self._sessions)
 
+    @property
+    def budget_bytes(self) -> int:
+        """What the keys and values of all sessions together may take."""
+        return self._budget_bytes
+
     def bytes_per_token(self, span: Span) -> int:
         """What one position of one row takes in the blocks of `span`."""
         return sum(num_bytes for number, num_bytes in self._layer_bytes.items() if number in span)
+
+    def most_bytes(self, span: Span, *, batch: int, max_length: int) -> int:
+        """What a session takes when it has grown to its longest."""
+        return batch * capacity_for(max_length) * self.bytes_per_token(span)
 
     def state(self, session: str) -> SessionState:
         """How far a session is.

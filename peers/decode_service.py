@@ -14,6 +14,7 @@ from blocks.errors import BadSession
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
+from peers.admission_queue import Admission
 from peers.answering import Handler
 from peers.calls import Answer, Question
 from peers.edge import Edge
@@ -63,6 +64,7 @@ class DecodeService(Handler):
     ) -> None:
         self._parts, self._edge, self._clock, self._idle_seconds = parts, edge, clock, idle_seconds
         self._sessions: dict[str, HostedSession] = {}
+        self._admission = Admission(parts.caches.budget_bytes)
         self._steps = HostedSteps(BatchedDecoder(parts.thread, parts.caches, clock=clock), edge, pool)
 
     async def answer(self, question: Question) -> Answer:
@@ -124,11 +126,9 @@ class DecodeService(Handler):
             onward=message.onward,
         )
         try:
-            await self._parts.thread.run(
-                Priority.DECODE,
-                lambda: self._parts.caches.open(
-                    key, span=message.span, batch=message.batch, max_length=message.max_length, version=label
-                ),
+            most = self._parts.caches.most_bytes(message.span, batch=message.batch, max_length=message.max_length)
+            await self._admission.admit(
+                key, question.peer, most, lambda: self._reserve(session, message), seconds=message.wait_seconds
             )
         except BaseException:
             # Cancelled, the job may be at work already: what it opens is closed after it. Not so where the stream
@@ -140,6 +140,27 @@ class DecodeService(Handler):
             raise BadSession(f"session {message.session} was closed while it was opened; open it again")
         digests = {} if message.plain else {b: snapshot.digests[b] for b in message.span.blocks()}
         return Answer(message=Opened(round=snapshot.round, digests=digests))
+
+    async def _reserve(self, session: HostedSession, message: OpenSession) -> None:
+        """One try to open a session in the cache.
+
+        Raises:
+            CacheFull: there is no room now.
+            BadSession: it was closed meanwhile, and must not be opened behind that.
+        """
+        if self._sessions.get(session.name) is not session:
+            raise BadSession(f"session {session.name} was closed while it waited; open it again")
+        await self._parts.thread.run(
+            Priority.DECODE,
+            lambda: self._parts.caches.open(
+                session.name,
+                span=message.span,
+                batch=message.batch,
+                max_length=message.max_length,
+                expected_length=message.expected_length,
+                version=session.label,
+            ),
+        )
 
     async def _step(self, question: Question, message: Step) -> Answer:
         session = self._find(message.session)
@@ -183,6 +204,7 @@ class DecodeService(Handler):
         session = self._sessions.pop(key)
         self._steps.forget(session)
         freed = self._parts.thread.submit(Priority.DECODE, lambda: self._parts.caches.close(key))
+        self._admission.release(key)  # who is let in for it opens behind that job
         if session.is_pinned:
             self._parts.drop_versions(self._parts.shelf.unpin(session.label))
         return freed

@@ -235,7 +235,8 @@ class Evaluate:
 class OpenSession:
     """Reserve cache for a text. `digests` by block ask for the bits of one snapshot, `round` for the snapshot of a
     round, neither for the newest, `plain` for the base model alone. Steps come from `previous` (None: from the owner),
-    and what comes out goes on to `onward` (None: the owner collects it).
+    and what comes out goes on to `onward` (None: the owner collects it). Cache is reserved for `expected_length`
+    positions, or for `max_length`; `wait_seconds` is how long to wait where there is none, as far as the host allows.
     """
 
     kind: ClassVar[str] = "open"
@@ -248,6 +249,8 @@ class OpenSession:
     plain: bool = wired(BOOLEAN, default=False)
     previous: Place | None = wired(optional(_PLACE), default=None)
     onward: Place | None = wired(optional(_PLACE), default=None)
+    expected_length: int | None = wired(optional(integer(1, MAX_POSITIONS)), default=None)
+    wait_seconds: float = wired(NUMBER, default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

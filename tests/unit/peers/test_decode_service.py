@@ -230,7 +230,7 @@ async def test_a_pinned_snapshot_survives_rounds_and_goes_with_its_session(host:
 async def test_a_session_on_a_very_old_snapshot_is_told_so(host: Host) -> None:
     await host.ask(opening())
     for number in range(2, 14):
-        await host.ask(opening(f"n{number}", max_length=1))
+        await host.ask(opening(f"n{number}", max_length=1), peer=f"peer{number % 2}", stream=2)
         host.publish(number)
     with pytest.raises(Refused) as refused:
         await host.ask(step(0), HIDDEN_BTD)
