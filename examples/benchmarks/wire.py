@@ -141,7 +141,7 @@ def figures(name: str, values: dict[WireFormat, float]) -> Values:
 
 def measure_loss(chain: Chain, bench: Bench) -> Values:
     """Relative errors of the held-out loss of each batch, and of the LoRA's gradients."""
-    train, held_out = batches(chain, bench, bench.pick(4, 16))
+    train, held_out = batches(chain, bench, bench.pick(4, 8))
     losses: dict[WireFormat, float] = {}
     worst: dict[WireFormat, float] = {}
     gradients: dict[WireFormat, float] = {}
@@ -164,7 +164,7 @@ def measure_loss(chain: Chain, bench: Bench) -> Values:
 
 def measure_training(chain: Chain, bench: Bench) -> Values:
     """The held-out loss after the same steps of AdamW from the same start."""
-    train, held_out = batches(chain, bench, bench.pick(8, 40))
+    train, held_out = batches(chain, bench, bench.pick(8, 24))
     after: dict[WireFormat, float] = {}
     for wire in WireFormat:
         chain.reset()
@@ -173,7 +173,7 @@ def measure_training(chain: Chain, bench: Bench) -> Values:
             for parameter, gradient in zip(chain.parameters, chain.gradients(batch, wire)[0], strict=True):
                 parameter.grad = gradient
             optimizer.step()
-        after[wire] = statistics.mean(chain.loss(batch, wire) for batch in held_out[: bench.pick(2, 16)])
+        after[wire] = statistics.mean(chain.loss(batch, wire) for batch in held_out[: bench.pick(2, 8)])
         bench.say(f"{wire}: held-out loss {after[wire]:.4f} after {len(train)} steps")
     chain.reset()
     return {"steps": len(train), **{f"trained_loss_{wire}": round(value, 4) for wire, value in after.items()}}
@@ -181,8 +181,8 @@ def measure_training(chain: Chain, bench: Bench) -> Values:
 
 def measure_text(chain: Chain, bench: Bench) -> Values:
     """How many greedy tokens come before the first that differs, over several texts."""
-    num_tokens = bench.pick(24, 96)
-    texts = prompts(chain.tokenizer, bench.pick(3, 10), TEXT_PROMPT)
+    num_tokens = bench.pick(24, 64)
+    texts = prompts(chain.tokenizer, bench.pick(3, 6), TEXT_PROMPT)
     exact = [chain.write(text, num_tokens, WireFormat.FP32) for text in texts]
     found: Values = {"texts": len(texts), "text_tokens": num_tokens}
     for wire in (WireFormat.BF16, WireFormat.EIGHT_BIT):
