@@ -125,17 +125,22 @@ def target_names(layer: nn.Module, settings: LoraSettings, config: PretrainedCon
         BadAdapter: a target names the feed-forward of a mixture of experts, which peft takes for its fused experts.
     """
     linear = [name for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    has_experts = any(getattr(config.get_text_config(), name, None) for name in _EXPERT_COUNTS)
-    usable = [name for name in linear if not has_experts or name.rpartition(".")[2] not in _EXPERT_NAMES]
+    experts = has_experts(config)
+    usable = [name for name in linear if not experts or name.rpartition(".")[2] not in _EXPERT_NAMES]
     targets = settings.targets
     if targets == "auto":
         default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(str(config.model_type))
         targets = tuple(default) if isinstance(default, list) else _QUERY_VALUE
         if targets == _QUERY_VALUE and not _matching(usable, targets):
             return usable
-    if has_experts and any(target.rpartition(".")[2] in _EXPERT_NAMES for target in targets):
+    if experts and any(target.rpartition(".")[2] in _EXPERT_NAMES for target in targets):
         raise BadAdapter(f"adapter.targets {targets} are fused into experts in {config.model_type}; target attention")
     return _matching(usable, targets)
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether some layers are mixtures of experts."""
+    return any(getattr(config.get_text_config(), name, None) for name in _EXPERT_COUNTS)
 
 
 def uses_conv1d(layer: nn.Module) -> bool:

@@ -43,3 +43,7 @@ class Busy(BlockError):
 
 class BadGradient(BlockError):
     """A gradient is not finite."""
+
+
+class WrongGradient(BlockError):
+    """Backward on this device does not give the gradient of forward; the message names the block and the numbers."""

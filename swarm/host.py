@@ -35,6 +35,7 @@ from blocks.load import SpanModel, load_span
 from blocks.open_work import TrainingLimits
 from blocks.optimizer import OptimizerConfig
 from blocks.quantize import Quantization
+from blocks.self_check import check_gradients
 from blocks.snapshots import DIGEST_BYTES, Snapshot, SnapshotShelf
 from blocks.source import ModelSource
 from blocks.spans import Span, UnitId, parse_unit
@@ -133,10 +134,11 @@ class Host:
         return {unit: float(self.trainer.ledger.tallies[parse_unit(unit)[1]].round_samples) for unit in self._units}
 
     async def begin(self) -> None:
-        """Start from the run's seed, or from this peer's last checkpoint; measure the device.
+        """Start from the run's seed, or from this peer's last checkpoint; check and measure the device.
 
         Raises:
             BadCheckpoint: the state directory belongs to another run.
+            WrongGradient: backward is wrong here, so this host must not serve.
         """
         await self.thread.run(Priority.STEP, self._begin)
         for unit in self._units:
@@ -224,6 +226,7 @@ class Host:
             self._take(select(found.units, list(self._units)))
             logger.info("resumed round=%d units=%d", found.round, len(found.units))
         self._publish(number)
+        check_gradients(self._compute)
         self._measure()
 
     def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
