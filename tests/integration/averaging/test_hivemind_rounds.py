@@ -200,12 +200,14 @@ async def test_a_stranger_and_a_second_stream_are_sent_away_and_the_round_goes_o
 
 
 class Confused(HivemindExchange):
-    """Answers with a code that no version knows."""
+    """Answers all parts with a code that no version knows; not before, or its leaving would be what the other sees."""
 
     def _runner(self, group, unit_class, tensors):
         runner = super()._runner(group, unit_class, tensors)
 
         async def answers(stream, sender_index):
+            async for _ in stream:
+                pass
             yield averaging_pb2.AveragingData(code=99, peer_id=b"\xff" * 100)
 
         runner._answers = answers
