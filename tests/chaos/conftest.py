@@ -19,3 +19,10 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosSwarm]:
         swarm.close()
     left = swarm.pids
     until(lambda: not any(map(is_running, left)), f"the end of every process among {sorted(left)}", seconds=20)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the last of these tests the hosts end, not only with the session: they would take time from the others."""
+    swarm = getattr(item, "funcargs", {}).get("swarm")
+    if isinstance(swarm, ChaosSwarm) and (nextitem is None or nextitem.path.parent != item.path.parent):
+        swarm.close()
