@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from blocks.errors import MissingTensors, UnsupportedModel
+from blocks.gguf import BF16_FILE
 from blocks.source import INDEX_FILE, SINGLE_FILE, ModelSource
 
 MAX_INDEX_BYTES = 64 << 20
@@ -36,8 +38,13 @@ def layer_number(key: str, layers_name: str) -> int | None:
 
 
 @contextmanager
-def open_tensors(source: ModelSource, wanted: Callable[[str], bool]) -> Iterator[dict[str, LazyTensor]]:
+def open_tensors(
+    source: ModelSource, wanted: Callable[[str], bool], dtype: torch.dtype | None = None
+) -> Iterator[dict[str, LazyTensor]]:
     """The checkpoint's tensors whose key is `wanted`, not read yet. Shards without any are neither opened nor fetched.
+
+    Files are mapped, not copied: tensors that are used in the dtype of the file share their memory with every process
+    that does the same. `dtype` prefers a copy of the file in that dtype where there is one.
 
     Raises:
         MissingTensors: a shard that is needed is not on disk and cannot be fetched, or is damaged.
@@ -45,7 +52,7 @@ def open_tensors(source: ModelSource, wanted: Callable[[str], bool]) -> Iterator
     """
     with ExitStack() as stack:
         tensors: dict[str, LazyTensor] = {}
-        for shard in _shards(source, wanted):
+        for shard in _shards(source, wanted, dtype):
             try:
                 opened = stack.enter_context(safe_open(_shard_path(source, shard), framework="pt", device="cpu"))
             except (SafetensorError, OSError) as error:
@@ -58,7 +65,9 @@ def open_tensors(source: ModelSource, wanted: Callable[[str], bool]) -> Iterator
         yield tensors
 
 
-def _shards(source: ModelSource, wanted: Callable[[str], bool]) -> list[str]:
+def _shards(source: ModelSource, wanted: Callable[[str], bool], dtype: torch.dtype | None) -> list[str]:
+    if dtype == torch.bfloat16 and (source.path / BF16_FILE).is_file():
+        return [BF16_FILE]
     index = source.path / INDEX_FILE
     if not index.is_file():
         if source.hub_id is None and not (source.path / SINGLE_FILE).is_file():

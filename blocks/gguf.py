@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from blocks.errors import UnknownModel, UnsupportedModel
@@ -21,12 +22,15 @@ from blocks.loading import loading
 
 logger = logging.getLogger(__name__)
 
+BF16_FILE = "bf16.safetensors"  # beside the fp32 file, so that hosts in bf16 share its pages and need no copy
+
 _CHUNK_BYTES = 1 << 20
-_FORMAT = "1"  # raise it when the conversion changes, so that old directories are not taken
+_ONE_SHARD = "1000GB"
+_FORMAT = "2"  # raise it when the conversion changes, so that old directories are not taken
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
-    """A directory with config, tokenizer and fp32 safetensors of `file`, made now or before.
+    """A directory with config, tokenizer and safetensors of `file` in fp32 and in bf16, made now or before.
 
     The directory is named by the file's content and appears by one rename, so that a crash or a second process leaves
     no half of it.
@@ -106,7 +110,10 @@ def _convert(file: Path, work: Path) -> None:
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(loaded.state_dict(), assign=True)
     fresh.generation_config = loaded.generation_config
-    fresh.save_pretrained(work)
+    fresh.save_pretrained(work, max_shard_size=_ONE_SHARD)
+    if not fresh._keep_in_fp32_modules_strict:  # else bf16 would lose what the family keeps in fp32
+        weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(work / "model.safetensors").items()}
+        save_file(weights, work / BF16_FILE, metadata={"format": "pt"})
     tokenizer.save_pretrained(work)
 
 

@@ -76,7 +76,7 @@ def load_part(
     }
     bases = (family,) if mixin is object else (mixin, family)
     part = type(family.__name__, bases, body)
-    with open_tensors(source, wanted) as tensors, loading():
+    with open_tensors(source, wanted, dtype) as tensors, loading():
         try:
             module, info = part.from_pretrained(  # type: ignore[attr-defined]
                 None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
