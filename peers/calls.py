@@ -16,7 +16,7 @@ import torch
 
 from peers.errors import BadMessage, NetworkFailed, Refused, StreamClosed
 from peers.fields import to_body
-from peers.messages import PROTOCOL_MIN, Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
+from peers.messages import Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
 from peers.network import ByteStream, Network, PeerId
 from peers.traffic import Traffic
 from peers.wire import OFF_LOOP_BYTES, Frame, check_finite, read_frame, write_frame
@@ -77,7 +77,6 @@ class Caller:
     def __init__(self, stream: ByteStream, traffic: Traffic) -> None:
         self.peer = stream.peer
         self.theirs: Hello | None = None
-        self._version = PROTOCOL_MIN
         self.is_closed = False
         self._stream, self._traffic = stream, traffic
         self._lock = asyncio.Lock()
@@ -105,7 +104,7 @@ class Caller:
         if refusal is not None or not isinstance(theirs, Hello):
             code = refusal.code if refusal else RefusalCode.MALFORMED
             raise Refused(refusal.reason if refusal else "no hello came", code)
-        self.theirs, self._version = theirs, common_version(ours, theirs) or ours.low
+        self.theirs = theirs
         self._reader = asyncio.create_task(self._read())
 
     async def call(
@@ -116,8 +115,7 @@ class Caller:
         seconds: float,
         wire: WireFormat | None = None,
     ) -> Answer:
-        """Ask and wait for the answer. Float tensors of both travel in the format `wire`, or the nearest that this peer
-        reads; None: as they are.
+        """Ask and wait for the answer. Float tensors of both travel in the format `wire`; None: as they are.
 
         Raises:
             Refused: the other peer says no, with a code and a reason; or this message cannot be sent to anybody.
@@ -131,7 +129,6 @@ class Caller:
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if only the writing failed
         self._waiting[request] = future
-        wire = None if wire is None else wire.for_version(self._version)
         frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors), wire=wire)
         try:
             async with asyncio.timeout(seconds):

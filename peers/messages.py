@@ -16,8 +16,8 @@ from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, r
 from peers.network import PeerId
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
 
-PROTOCOL_MIN = 1
-PROTOCOL_MAX = 2  # 2: float tensors may travel in eight bits
+PROTOCOL_MIN = 2  # 1 drove chains hop by hop
+PROTOCOL_MAX = 2
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_STEP = 1 << 40

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-EIGHT_BIT_SINCE = 2  # protocol version; peers that speak only older ones are sent bf16
-
 
 class WireFormat(StrEnum):
     """What float tensors become on a stream; all others travel as they are.
@@ -18,7 +16,3 @@ class WireFormat(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     EIGHT_BIT = "8bit"
-
-    def for_version(self, version: int) -> WireFormat:
-        """The nearest format that a peer reads with whom `version` of the protocol is spoken."""
-        return WireFormat.BF16 if self is WireFormat.EIGHT_BIT and version < EIGHT_BIT_SINCE else self

@@ -16,7 +16,7 @@ from peers.calls import Answer, Question, dial, hello_maker
 from peers.errors import BadMessage, Refused
 from peers.fields import to_body
 from peers.info_service import InfoService
-from peers.messages import AskInfo, Hello, InfoReply, parse_message
+from peers.messages import AskInfo, InfoReply, parse_message
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.traffic import MAX_KINDS, Bytes, KindTraffic, Traffic, total
@@ -26,11 +26,6 @@ from tests.fakes_network import FakeSwarm, fake_swarm
 HELLO = hello_maker("run-1", "swarmtune 1", clock=lambda: 5.0)
 ANN, BOB = PeerId("ann"), PeerId("bob")
 HIDDEN = torch.linspace(-3, 3, 2 * 5 * 64).reshape(2, 5, 64)
-
-
-def old_hello() -> Hello:
-    """Of a peer from before eight bits."""
-    return replace(HELLO(), high=1)
 
 
 class Echo:
@@ -94,20 +89,6 @@ async def test_the_answer_comes_in_the_format_that_was_asked_for(swarm: FakeSwar
     await pool.close()
 
 
-async def test_a_peer_that_does_not_know_eight_bits_is_sent_bf16(swarm: FakeSwarm) -> None:
-    echo = Echo()
-    await swarm.join("bob").serve_stream("info", CallServer(old_hello, echo, Traffic()).serve)
-    await swarm.join("new").serve_stream("info", CallServer(HELLO, echo, Traffic()).serve)
-    for hello, peer in ((HELLO, BOB), (old_hello, PeerId("new"))):
-        caller = await dial(swarm.join("ann"), peer, "info", hello(), Traffic())
-        answer = await caller.call(AskInfo(), [HIDDEN], seconds=10, wire=WireFormat.EIGHT_BIT)
-        assert echo.asked[-1].tensors[0].dtype == answer.tensors[0].dtype == torch.bfloat16
-        assert (await caller.call(AskInfo(), [HIDDEN], seconds=10, wire=WireFormat.FP32)).tensors[0].dtype == (
-            torch.float32
-        )
-        await caller.close()
-
-
 async def test_what_eight_bits_cannot_hold_is_refused_here_and_the_stream_lives_on(swarm: FakeSwarm) -> None:
     await swarm.join("bob").serve_stream("info", CallServer(HELLO, Echo(), Traffic()).serve)
     caller = await dial(swarm.join("ann"), BOB, "info", HELLO(), Traffic())
@@ -148,12 +129,6 @@ async def test_info_tells_the_sums_by_kind_where_they_are_wanted(swarm: FakeSwar
     told = (KindTraffic("forward", 0, 1 << 40), KindTraffic("step", 5, 6))
     assert (await pool.call(BOB, "info", AskInfo(traffic=True), seconds=5)).message == replace(bare, traffic=told)
     await pool.close()
-
-
-def test_an_old_peer_that_tells_no_traffic_is_understood() -> None:
-    body = to_body(InfoReply(record=b"", unix_seconds=1.0))
-    del body["traffic"]
-    assert parse_message("info", body) == InfoReply(record=b"", unix_seconds=1.0)
 
 
 @pytest.mark.parametrize(
