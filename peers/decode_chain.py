@@ -17,6 +17,7 @@ from peers.decode_legs import Leg, Legs, SessionConfig
 from peers.errors import NoRoute, PeerLost, Refused
 from peers.history import History, StepInput, as_message
 from peers.messages import Broken, Collect, Message, Place, RefusalCode, Resume, StreamKind
+from peers.network import PeerId
 from peers.pool import Pool
 from peers.router import Router
 
@@ -178,16 +179,27 @@ class DecodeSession:
         else:
             await self._opener.close([leg])
         self.replaced += 1
-        await self._replace(place)
+        is_full = isinstance(error, Refused) and error.code == RefusalCode.FULL
+        await self._replace(place, frozenset({leg.hop.peer}) if is_full else frozenset())
 
-    async def _replace(self, place: int) -> None:
-        """Other hosts for a leg's blocks, with the same bits of the adapter, known to their neighbours."""
+    async def _replace(self, place: int, full: frozenset[PeerId]) -> None:
+        """Other hosts for a leg's blocks, with the same bits of the adapter, known to their neighbours.
+
+        Those that are `full` only if there is no other.
+        """
         leg = self._legs[place]
         previous = self._legs[place - 1].place if place else None
         following = self._legs[place + 1] if place + 1 < len(self._legs) else None
         onward = None if following is None else following.place
         try:
-            fresh = await self._opener.open(leg.hop.span, leg.opened.digests or None, previous=previous, onward=onward)
+            fresh = await self._opener.open(
+                leg.hop.span,
+                leg.opened.digests or None,
+                previous=previous,
+                onward=onward,
+                avoid=full,
+                at_least=self._history.length,
+            )
         except Refused as error:
             if error.code != RefusalCode.SNAPSHOT:
                 raise

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blocks.spans import Span
 from peers.errors import NoRoute, PeerLost, Refused
@@ -20,11 +20,17 @@ from peers.wire_format import WireFormat
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
+FULL_SECONDS = 0.5  # for a chain without the hosts that are full, before one waits at their doors
+GROWTH = 64  # positions that a session which is moved has room for at least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionConfig:
-    """One text: rows, longest length, whether the adapter is used, and in which form activations travel."""
+    """One text: rows, longest length, whether the adapter is used, and in which form activations travel.
+
+    Hosts reserve cache for `expected_length` positions (None: for all); a text that goes on where there is no more is
+    moved to another host. `wait_seconds` is how long to wait at a host's full cache if no other host has room.
+    """
 
     batch: int
     max_length: int
@@ -32,6 +38,8 @@ class SessionConfig:
     wire: WireFormat = WireFormat.BF16
     call_seconds: float = 120.0
     max_tries: int = 12
+    expected_length: int | None = None
+    wait_seconds: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +63,8 @@ class _Wanted:
 
     digests: Mapping[int, bytes] | None = None
     round: int | None = None
+    at_least: int = 0
+    wait_seconds: float = 0.0
 
 
 class Legs:
@@ -70,26 +80,36 @@ class Legs:
         *,
         previous: Place | None = None,
         onward: Place | None = None,
+        avoid: frozenset[PeerId] = frozenset(),
+        at_least: int = 0,
     ) -> list[Leg]:
         """Sessions over `span` between two neighbours: with the wanted bits, or else all at one common round.
+
+        Hosts whose cache is full, those to `avoid` among them, are waited for only if there is no other. There is room
+        for `at_least` so many positions from the beginning.
 
         Raises:
             NoRoute: some blocks have no live holder.
             Refused: all hosts of some blocks refuse; this is the last one's reason.
         """
-        avoid: frozenset[PeerId] = frozenset()
         last: Refused | None = None
+        is_full, wanted = bool(avoid), _Wanted(digests=digests, at_least=at_least)
         for _ in range(self._config.max_tries):
             try:
-                hops = await self._router.fast(span, avoid)
-            except NoRoute:
+                async with asyncio.timeout(FULL_SECONDS if is_full else None):
+                    hops = await self._router.fast(span, avoid)
+            except (NoRoute, TimeoutError):
+                if is_full:
+                    is_full, avoid = False, frozenset()
+                    wanted = replace(wanted, wait_seconds=self._config.wait_seconds)
+                    continue
                 if last is not None:
                     raise last from None
                 raise
             places = [previous, *(Place(hop.peer, uuid.uuid4().hex) for hop in hops), onward]
             failures: dict[PeerId, PeerLost | Refused] = {}
             found = await asyncio.gather(
-                *(self._open_one(hop, places, i, _Wanted(digests=digests)) for i, hop in enumerate(hops, start=1)),
+                *(self._open_one(hop, places, i, wanted) for i, hop in enumerate(hops, start=1)),
                 return_exceptions=True,
             )
             legs: list[Leg] = []
@@ -102,12 +122,13 @@ class Legs:
                     await self.close(legs)
                     raise result
             if not failures and digests is None and len({leg.opened.round for leg in legs}) > 1:
-                failures = await self._at_one_round(legs, places)
+                failures = await self._at_one_round(legs, places, wanted)
             if not failures:
                 return legs
             await self.close([leg for leg in legs if leg.hop.peer not in failures])
             for peer, error in failures.items():
                 last, avoid = self._note(peer, error, last, avoid)
+                is_full = is_full or (isinstance(error, Refused) and error.code == RefusalCode.FULL)
         raise last or NoRoute(f"no chain over blocks {span} could be opened; see the log for each reason")
 
     async def link(self, leg: Leg, previous: Place | None, onward: Place | None) -> None:
@@ -134,7 +155,9 @@ class Legs:
             raise error
         return error, avoid | {peer}
 
-    async def _at_one_round(self, legs: list[Leg], places: Sequence[Place | None]) -> dict[PeerId, PeerLost | Refused]:
+    async def _at_one_round(
+        self, legs: list[Leg], places: Sequence[Place | None], wanted: _Wanted
+    ) -> dict[PeerId, PeerLost | Refused]:
         """Reopen the legs that are ahead at the oldest round among them; keep a mixture where that is gone."""
         number = min(leg.opened.round for leg in legs)
         failures: dict[PeerId, PeerLost | Refused] = {}
@@ -144,12 +167,12 @@ class Legs:
             try:
                 await self._close_one(leg.place)
                 try:
-                    legs[i] = await self._open_one(leg.hop, places, i + 1, _Wanted(round=number))
+                    legs[i] = await self._open_one(leg.hop, places, i + 1, replace(wanted, round=number))
                 except Refused as error:
                     if error.code != RefusalCode.SNAPSHOT:
                         raise
                     logger.warning("blocks %s stay at round %d: %s", leg.hop.span, leg.opened.round, error)
-                    legs[i] = await self._open_one(leg.hop, places, i + 1, _Wanted())
+                    legs[i] = await self._open_one(leg.hop, places, i + 1, wanted)
             except (PeerLost, Refused) as error:
                 failures[leg.hop.peer] = error
         return failures
@@ -168,12 +191,21 @@ class Legs:
             plain=self._config.plain,
             previous=places[i - 1],
             onward=places[i + 1],
+            expected_length=self._expected(wanted.at_least),
+            wait_seconds=wanted.wait_seconds,
         )
         seconds = self._config.call_seconds
         answer = await self._pool.call(hop.peer, StreamKind.DECODE, message, seconds=seconds)
         if not isinstance(answer.message, Opened):
             raise PeerLost(f"peer {hop.peer} answered an open with '{answer.message.kind}'")
         return Leg(hop=hop, session=place.name, opened=answer.message)
+
+    def _expected(self, at_least: int) -> int | None:
+        """What a host is to reserve from the beginning; a text that outgrows it may have to move."""
+        expected = self._config.expected_length
+        if expected is None:
+            return None
+        return min(self._config.max_length, max(expected, at_least + GROWTH if at_least else 0))
 
     async def _close_one(self, place: Place) -> None:
         try:

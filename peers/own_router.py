@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from blocks.spans import Span
+from peers.errors import NoRoute
 from peers.network import PeerId
 from peers.routing import Hop
 
@@ -23,6 +24,8 @@ class OwnRouter:
 
     async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
         """See Router; there is nobody to take in place of oneself."""
+        if self._me in avoid:
+            raise NoRoute(f"this peer, which holds all blocks {span} of its texts, has refused; see the log")
         return (Hop(peer=self._me, span=span),)
 
     def failed(self, peer: PeerId, reason: str) -> None:

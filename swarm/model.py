@@ -25,6 +25,8 @@ from peers.history import StepInput
 from peers.pool import Pool
 from peers.router import Router
 
+_EXPECTED_TOKENS = 256  # of an answer: most end before, and those that go on grow where there is room
+
 
 class RemoteBlocks:
     """What a client's only layer calls: one decoding session after another over the chain."""
@@ -36,10 +38,15 @@ class RemoteBlocks:
         self._session: DecodeSession | None = None
         self._length = 0
 
-    def prepare(self, *, max_length: int, plain: bool) -> None:
-        """The next text's longest length, and whether it goes without the adapter; ends the one before."""
+    def prepare(self, *, length: int, max_new_tokens: int, plain: bool) -> None:
+        """The next text's prompt and longest answer, and whether it goes without the adapter; ends the one before."""
         self.close()
-        self._config = replace(self._config, max_length=max_length, plain=plain)
+        self._config = replace(
+            self._config,
+            max_length=length + max_new_tokens,
+            expected_length=length + min(max_new_tokens, _EXPECTED_TOKENS),
+            plain=plain,
+        )
 
     def __call__(self, call: RemoteCall) -> Tensor:
         """One step of the session, in the caller's thread.
@@ -179,7 +186,7 @@ class SwarmModel:
     ) -> list[str]:
         texts, length = batch["input_ids"].shape
         guesses = speculation.options(texts=texts, num_beams=sampling.num_beams)
-        self.blocks.prepare(max_length=length + sampling.max_new_tokens, plain=not adapter)
+        self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, plain=not adapter)
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         try:

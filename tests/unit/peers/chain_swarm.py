@@ -74,14 +74,14 @@ class ChainSwarm:
         self.traffic = Traffic()
         self.client = Pool(network.join("client"), HELLO, self.traffic, {})
 
-    async def add(self, name: str, source: ModelSource, span: Span) -> None:
+    async def add(self, name: str, source: ModelSource, span: Span, *, cache_bytes: int) -> None:
         """Start a host with the adapter of round 1."""
         model = load_span(source, span, dtype=torch.float32, device=torch.device("cpu"))
         attach(model, LoraSettings(seed=1, rank=2))
         add_version(model, "s1", read_units(model))
         thread, shelf, traffic = ComputeThread(num_threads=1), SnapshotShelf(keep=2), Traffic()
         shelf.add(Snapshot(label="s1", round=1, digests={block: bytes([1]) * 8 for block in span.blocks()}))
-        caches = SessionCaches(model, 8 << 20)
+        caches = SessionCaches(model, cache_bytes)
 
         def drop(gone: list[Snapshot]) -> None:
             for snapshot in gone:
@@ -113,13 +113,15 @@ class ChainSwarm:
 
 
 @contextlib.asynccontextmanager
-async def chain_swarm(source: ModelSource, hosts: dict[str, Span]) -> AsyncIterator[ChainSwarm]:
+async def chain_swarm(
+    source: ModelSource, hosts: dict[str, Span], *, cache_bytes: int = 8 << 20
+) -> AsyncIterator[ChainSwarm]:
     """Hosts by name and span, on a fake network."""
     async with fake_swarm() as network:
         swarm = ChainSwarm(network)
         try:
             for name, span in hosts.items():
-                await swarm.add(name, source, span)
+                await swarm.add(name, source, span, cache_bytes=cache_bytes)
             yield swarm
         finally:
             await swarm.close()
