@@ -6,6 +6,8 @@ imports, whatever one wants of it, torch's compiler (`torch._dynamo`, and sympy 
 twice. Here they are told "not there" or "later" while they are imported, and everything is put back at once: each of
 the modules that were left out can be imported as ever, and is by whoever uses it.
 
+This knows the insides of the versions in TESTED; others are imported whole.
+
 What it takes from the process: transformers' own parallelism and object-detection losses, and marks for `torch.compile`
 on FP8 kernels. That is for a process of ours, such as a command; a script or notebook is left alone.
 """
@@ -19,12 +21,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
 F = TypeVar("F")
 
+TESTED = {"torch": "2.13.", "transformers": "5.23."}
 _META = "torch._meta_registrations"
 _DYNAMO = "torch._dynamo"
 _INDEXING = f"{_DYNAMO}._trace_wrapped_higher_order_op"
@@ -34,6 +38,8 @@ _WANTED = ("transformers.models", "transformers.modeling_utils", "transformers.g
 
 def import_torch() -> ModuleType:
     """torch; its Python kernels for meta tensors come when `register_meta_kernels` is called."""
+    if not _is_tested():
+        return importlib.import_module("torch")
     with stand_ins(ModuleType(_META)):
         torch = importlib.import_module("torch")
         importlib.import_module("torch._prims.rng_prims")  # without it torch.Generator refuses to work
@@ -53,6 +59,10 @@ def register_meta_kernels() -> bool:
 def import_models() -> None:
     """torch, transformers and peft; nothing is done about those that are imported already."""
     torch = import_torch()
+    if not _is_tested():
+        for name in _WANTED:
+            importlib.import_module(name)
+        return
     found = importlib.import_module("transformers.utils.import_utils")
     utils = importlib.import_module("transformers.utils")
     with ExitStack() as stack:
@@ -71,6 +81,11 @@ def import_models() -> None:
             stack.enter_context(_replaced(torch, "_dynamo", dynamo))
         for name in _WANTED:
             importlib.import_module(name)
+
+
+def _is_tested() -> bool:
+    """Whether the insides of the installed libraries are those that are known here."""
+    return all(version(name).startswith(start) for name, start in TESTED.items())
 
 
 class _MetaKernelsFirst(MetaPathFinder):

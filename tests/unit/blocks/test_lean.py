@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from blocks import lean
+
 SCRIPT = """
 import json, sys
 from peers.hivemind_lean import import_hivemind
@@ -49,3 +53,11 @@ def test_what_is_left_out_is_there_for_who_asks() -> None:
     assert told["early"] == [] == told["after a model"]
     assert told["shares"] == 100
     assert told["put back"] == [True] * 6
+
+
+def test_other_versions_are_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lean.TESTED, "torch", "0.0.")
+    before = list(sys.meta_path)
+    lean.import_models()
+    assert sys.meta_path == before
+    assert not lean.register_meta_kernels()
