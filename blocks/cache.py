@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 _ROOM_FOR_COMPANY = 0.5  # of the budget stays free when sessions get longer rows only to lie beside others
 
 
+def most_bytes(caches: SessionCaches, span: Span, *, batch: int, max_length: int) -> int:
+    """What a session takes when it has grown to its longest."""
+    return batch * capacity_for(max_length) * caches.bytes_per_token(span)
+
+
 class SessionCaches:
     """The open sessions of a span. Bytes are reserved when a session opens and free again when it closes.
 
@@ -36,7 +41,7 @@ class SessionCaches:
     def __init__(self, model: SpanModel, budget_bytes: int) -> None:
         """`budget_bytes` bounds the keys and values of all sessions together."""
         self._model = model
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self._sessions: dict[str, Session] = {}
         self._layer_bytes, shapes = measure_layers(model)
         self.alone_because = why_not_together(model, shapes)
@@ -48,7 +53,7 @@ class SessionCaches:
     @property
     def free_bytes(self) -> int:
         """What sessions that are not open yet may still reserve."""
-        return self._budget_bytes - sum(session.num_bytes() for session in self._sessions.values())
+        return self.budget_bytes - sum(session.num_bytes() for session in self._sessions.values())
 
     @property
     def allocated_bytes(self) -> int:
@@ -60,18 +65,9 @@ class SessionCaches:
         """The open sessions, oldest first."""
         return tuple(self._sessions)
 
-    @property
-    def budget_bytes(self) -> int:
-        """What the keys and values of all sessions together may take."""
-        return self._budget_bytes
-
     def bytes_per_token(self, span: Span) -> int:
         """What one position of one row takes in the blocks of `span`."""
         return sum(num_bytes for number, num_bytes in self._layer_bytes.items() if number in span)
-
-    def most_bytes(self, span: Span, *, batch: int, max_length: int) -> int:
-        """What a session takes when it has grown to its longest."""
-        return batch * capacity_for(max_length) * self.bytes_per_token(span)
 
     def state(self, session: str) -> SessionState:
         """How far a session is.
@@ -202,7 +198,7 @@ class SessionCaches:
                 results[at] = error
         for ats in by_span.values():
             steps = [(self._sessions[requests[at].session], requests[at]) for at in ats]
-            spare = self.free_bytes - int(self._budget_bytes * _ROOM_FOR_COMPANY)
+            spare = self.free_bytes - int(self.budget_bytes * _ROOM_FOR_COMPANY)
             self._passes.lie_together([session for session, _ in steps], spare)
             for at, (session, request), result in zip(ats, steps, self._passes.run(steps), strict=True):
                 results[at] = result

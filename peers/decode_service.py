@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from blocks.cache import SessionCaches
+from blocks.cache import SessionCaches, most_bytes
 from blocks.decoding import BatchedDecoder
 from blocks.errors import BadSession
 from blocks.snapshots import Snapshot, SnapshotShelf
@@ -126,7 +126,7 @@ class DecodeService(Handler):
             onward=message.onward,
         )
         try:
-            most = self._parts.caches.most_bytes(message.span, batch=message.batch, max_length=message.max_length)
+            most = most_bytes(self._parts.caches, message.span, batch=message.batch, max_length=message.max_length)
             await self._admission.admit(
                 key, question.peer, most, lambda: self._reserve(session, message), seconds=message.wait_seconds
             )

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import torch
 
+from blocks.cache import most_bytes
 from blocks.errors import BadSession, CacheFull
 from peers.calls import Answer
 from peers.errors import BadMessage
@@ -35,7 +36,7 @@ async def settle(host: Host) -> None:
 async def fill(host: Host) -> int:
     """Sessions of ann until there is room for none of `HALF` positions."""
     count = 0
-    while host.caches.free_bytes >= host.caches.most_bytes(host.model.span, batch=1, max_length=HALF):
+    while host.caches.free_bytes >= most_bytes(host.caches, host.model.span, batch=1, max_length=HALF):
         await ask(host, f"ann{count}", f"ann{count}")
         count += 1
     return count
