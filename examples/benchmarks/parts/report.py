@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def run_parts(description: str | None, parts: Mapping[str, Callable[[Bench], Val
     parser.add_argument("--quick", action="store_true", help="fewer repeats: under three minutes on two free cores")
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts), help="these parts alone")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: end every process first
     found: Values = {"cores": os.cpu_count() or 1, "quick": given.quick, "load_before": _load()}
     with tempfile.TemporaryDirectory(prefix="swarm-bench-") as name:
         bench = Bench(directory=Path(name), quick=given.quick)
