@@ -30,6 +30,7 @@ class HostedSession:
     onward: Place | None
     number: int = -1
     history: History | None = field(default_factory=History)
+    is_replayed: bool = False
     _running: asyncio.Task[StepInput] | None = None
 
     def check_sender(self, peer: PeerId) -> None:
@@ -41,24 +42,29 @@ class HostedSession:
         if peer != (self.owner if self.previous is None else self.previous.peer):
             raise BadSession("steps of a session come from its owner, or from the neighbour that its owner named")
 
-    async def once(self, number: int, compute: Callable[[], Coroutine[object, object, StepInput]]) -> StepInput:
-        """The step of this number as it leaves here, computed at its first coming. A caller that is cancelled leaves
-        the work to those who ask again.
+    async def once(
+        self, number: int, compute: Callable[[], Coroutine[object, object, StepInput]], *, replayed: bool = False
+    ) -> StepInput:
+        """The step of this number as it leaves here, computed at its first coming, and once more where all before it
+        is `replayed` with it. A caller that is cancelled leaves the work to those who ask again.
 
         Raises:
             BadSession: an older step comes late.
         """
         if number < self.number:
             raise BadSession(f"step {number} comes after step {self.number}; it is not waited for any more")
-        while number > self.number and self._running is not None and not self._running.done():
+        while self._is_news(number, replayed) and self._running is not None and not self._running.done():
             await asyncio.wait([self._running])
-        if number > self.number:
-            self.number = number
+        if self._is_news(number, replayed):
+            self.number, self.is_replayed = number, replayed
             self._running = asyncio.create_task(compute())
             self._running.add_done_callback(self._forget_failure)
         if self._running is None:
             raise BadSession(f"step {number} comes after step {self.number}; it is not waited for any more")
         return await asyncio.shield(self._running)
+
+    def _is_news(self, number: int, replayed: bool) -> bool:
+        return number > self.number or (number == self.number and replayed and not self.is_replayed)
 
     def _forget_failure(self, task: asyncio.Task[StepInput]) -> None:
         """What failed may be tried again under its number."""

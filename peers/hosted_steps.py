@@ -32,7 +32,7 @@ class HostedSteps:
     async def step(self, session: HostedSession, message: Step, question: Question) -> Answer:
         """Compute a step; answers once it is through the rest of the chain."""
         step = self._read(question.tensors, message)
-        output = await session.once(message.number, lambda: self._compute(session, step))
+        output = await session.once(message.number, lambda: self._compute(session, step), replayed=message.replay > 0)
         if session.onward is not None:
             return await self._pass_on(session.onward, message.number, output.passed_on(), question.wire)
         hidden = output.new_part().hidden_BTD
