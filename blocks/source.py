@@ -24,6 +24,14 @@ SINGLE_FILE = "model.safetensors"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_commit_hash", "_attn_implementation")
 _PASSES_MORE = ("gemma3n", "gemma4")
+_NUMBERS = ("num_hidden_layers", "hidden_size", "vocab_size")
+_REFUSED = {  # what `swarm families` found out by trying
+    "bert-generation": "is an encoder with a head, and has no cache unless it is told to decode",
+    "cpmant": "computes its position bias from token ids, which hosts do not see",
+    "ctrl": "gives other values when it is cut",
+    "modernbert-decoder": "initialises its token embedding at every load, which hosts do not hold",
+    "moshi": "keeps a cache of its own for audio",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +96,15 @@ def family_class(config: PretrainedConfig) -> type[nn.Module]:
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of the text decoder inside a config."""
-    return config.get_text_config(decoder=True)
+    """The config of the text decoder inside a config.
+
+    Raises:
+        UnsupportedModel: it has several.
+    """
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise UnsupportedModel(f"'{config.model_type}' has several text models; use a decoder alone") from error
 
 
 def _describe(name: str, path: Path, revision: str | None, hub_id: str | None) -> ModelSource:
@@ -137,6 +152,10 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise UnsupportedModel(f"'{kind}' is an encoder; use a decoder-only model")
     text = text_config(config)
+    if not all(isinstance(getattr(text, name, None), int) for name in _NUMBERS):
+        raise UnsupportedModel(f"'{kind}' is not one list of layers of one size; use a decoder with such a list")
+    if kind in _REFUSED:
+        raise UnsupportedModel(f"'{kind}' {_REFUSED[kind]}; use another model")
     if kind.startswith(_PASSES_MORE) or getattr(text, "num_kv_shared_layers", 0):
         raise UnsupportedModel(f"'{kind}' passes more than hidden states between layers; use another model")
     layers = DynamicCache(config=config).layers

@@ -134,11 +134,10 @@ class Host:
         return {unit: float(self.trainer.ledger.tallies[parse_unit(unit)[1]].round_samples) for unit in self._units}
 
     async def begin(self) -> None:
-        """Start from the run's seed, or from this peer's last checkpoint; check and measure the device.
+        """Start from the run's seed, or from this peer's last checkpoint; measure the device.
 
         Raises:
             BadCheckpoint: the state directory belongs to another run.
-            WrongGradient: backward is wrong here, so this host must not serve.
         """
         await self.thread.run(Priority.STEP, self._begin)
         for unit in self._units:
@@ -226,7 +225,6 @@ class Host:
             self._take(select(found.units, list(self._units)))
             logger.info("resumed round=%d units=%d", found.round, len(found.units))
         self._publish(number)
-        check_gradients(self._compute)
         self._measure()
 
     def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
@@ -292,7 +290,7 @@ async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, st
     """Load the span's weights in the compute thread and start from seed or checkpoint.
 
     Raises:
-        BlockError: the model, the span or the adapter settings do not fit.
+        BlockError: the model, the span or the adapter settings do not fit, or gradients are wrong on this device.
         BadCheckpoint: the state directory belongs to another run.
     """
     thread = ComputeThread(num_threads=config.num_threads)
@@ -307,6 +305,7 @@ async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, st
         host = Host(compute, thread, config, rules, state)
         logger.info("blocks loaded blocks=%s dtype=%s", config.span, config.dtype)
         await host.begin()
+        await thread.run(Priority.STEP, lambda: check_gradients(compute))
     except BaseException:
         thread.close()
         raise
