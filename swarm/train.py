@@ -25,7 +25,7 @@ from peers.errors import NoRoute, Refused
 from peers.network import PeerId
 from peers.records import TrainerRecord
 from peers.train_chain import HeadResult, TrainChain, Work
-from swarm.data import DataPosition, DataStream, Microbatch, SampleSet, split_microbatches
+from swarm.data import DataPosition, DataStream, Microbatch, Sample, SampleSet, split_microbatches
 from swarm.trainer_state import LIFE_BITS, TrainerState, load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class TrainerConfig:
     steps: int = 0
     seed: int = 0
     token_budget: int = 2048
-    in_flight: int = 4
+    in_flight: int = 8
     nickname: str = ""
 
     def __post_init__(self) -> None:
@@ -94,6 +94,14 @@ class SwarmView:
     round: Callable[[], int]
     num_peers: Callable[[], int]
     dht_time: Callable[[], float]
+
+
+def pipelined(samples: Sequence[Sample], token_budget: int, in_flight: int) -> list[Microbatch]:
+    """A batch as microbatches of at most `token_budget` padded tokens, and as many as may be in flight at once where
+    that leaves each enough: while one is at the last host, others keep the hosts before it at work.
+    """
+    padded = len(samples) * max(len(sample.input_ids) for sample in samples)
+    return split_microbatches(samples, min(token_budget, max(_SMALLEST_TOKENS, padded // in_flight)))
 
 
 class Head:
@@ -190,10 +198,7 @@ class Trainer:
         batch = next(self._stream)
         began = time.monotonic()
         slots = asyncio.Semaphore(self._config.in_flight)
-        padded = len(batch.samples) * max(len(sample.input_ids) for sample in batch.samples)
-        # At least as many microbatches as may be in flight, so that the hosts of a chain work at the same time.
-        budget = min(self._config.token_budget, max(_SMALLEST_TOKENS, padded // self._config.in_flight))
-        microbatches = split_microbatches(batch.samples, budget)
+        microbatches = pipelined(batch.samples, self._config.token_budget, self._config.in_flight)
         results = await _together(
             self._train_one(index, microbatch, slots) for index, microbatch in enumerate(microbatches)
         )

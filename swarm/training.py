@@ -16,10 +16,10 @@ from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
-from swarm.data import SampleSet, split_microbatches
+from swarm.data import SampleSet
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.run_model import check_weights, find_run_model
-from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig
+from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -63,24 +63,19 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         chain_config = ChainConfig(call_seconds=config.call_seconds, wire=config.wire or WireFormat(spec.wire.dtype))
         chain = TrainChain(node.pool, node.routes(), spec.model.num_blocks, chain_config)
         steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
-        trainer = Trainer(
-            chain,
-            Head(client, thread),
-            swarm_view(node),
-            request.data,
-            TrainerConfig(
-                batch_size=spec.training.batch_size,
-                steps=steps,
-                seed=spec.adapter.seed,
-                token_budget=TOKEN_BUDGET,
-                nickname=config.nickname,
-            ),
-            state=node.config.state / STATE_NAME,
+        settings = TrainerConfig(
+            batch_size=spec.training.batch_size,
+            steps=steps,
+            seed=spec.adapter.seed,
+            token_budget=TOKEN_BUDGET,
+            nickname=config.nickname,
         )
+        state = node.config.state / STATE_NAME
+        trainer = Trainer(chain, Head(client, thread), swarm_view(node), request.data, settings, state=state)
         held_out = []
         if request.held_out is not None:
             samples = [request.held_out[index] for index in range(len(request.held_out))]
-            held_out = split_microbatches(samples, TOKEN_BUDGET)
+            held_out = pipelined(samples, settings.token_budget, settings.in_flight)
         await trainer.run(held_out=held_out, on_progress=request.on_progress)
         if request.last_round:
             await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
