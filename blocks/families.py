@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache
 
@@ -52,14 +52,20 @@ class FamilyResult:
 
 def try_family(family: str) -> FamilyResult:
     """Build a tiny model of this family in a temporary directory, cut it in three, and compare."""
+    reason = ""
     try:
-        config = tiny_config(family)
-    except Exception as error:  # a family's own config may raise anything about values that do not suit it
-        return FamilyResult(family=family, outcome="not tried", detail=f"no tiny config: {_first_line(error)}")
-    try:
+        try:
+            config = tiny_config(family)
+        except Exception as error:  # a family's own config may raise anything about values that do not suit it
+            reason = f"no tiny config: {_first_line(error)}"
+            config = AutoConfig.for_model(family)  # as it is, to see whether it would be refused
         refuse_unsupported(config)
     except BlockError as error:
-        return FamilyResult(family=family, outcome="refused", detail=str(error), experts=has_experts(config))
+        return FamilyResult(family=family, outcome="refused", detail=str(error))
+    except Exception as error:  # as above
+        return FamilyResult(family=family, outcome="not tried", detail=f"no config: {_first_line(error)}")
+    if reason:
+        return FamilyResult(family=family, outcome="not tried", detail=reason)
     try:
         weights = sum(parameter.numel() for parameter in whole_on_meta(config).parameters())
     except Exception as error:  # as above

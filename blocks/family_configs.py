@@ -66,7 +66,9 @@ _OWN: dict[str, dict[str, object]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 3]], "window_size": 8},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None},
     "dots1": {"n_shared_experts": 1},
-    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 3},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
     "opt": {"word_embed_proj_dim": 32},
 }
 
@@ -89,6 +91,8 @@ def tiny_config(family: str) -> PretrainedConfig:
         return plain
     taken = inspect.signature(type(text).__init__).parameters
     known = {name: value for name, value in _SIZES.items() if name in taken or hasattr(text, name)}
+    if "kv_lora_rank" in known:  # every head has keys of its own there
+        known["num_key_value_heads"] = known["num_attention_heads"]
     known = {name: value for name, value in (known | _OWN.get(family, {})).items() if value is not None}
     if text is plain:
         return AutoConfig.for_model(family, **known)

@@ -194,7 +194,7 @@ def _gate(layer: nn.Module, number: int, cut: Cut, as_tuple: bool) -> None:
                 kwargs["hidden_states"] = cut.entering_BTD
         output = compute(*args, **kwargs)
         if number == active.end - 1:
-            cut.leaving_BTD = cast(Tensor, output[0] if isinstance(output, tuple) else output)
+            cut.leaving_BTD = cast(Tensor, output[0] if isinstance(output, (tuple, list)) else output)
         return output
 
     layer.forward = forward

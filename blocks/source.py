@@ -23,13 +23,14 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_commit_hash", "_attn_implementation")
-_PASSES_MORE = ("gemma3n", "gemma4")
+_PASSES_MORE = ("gemma3n", "gemma4", "hy_v4")
 _NUMBERS = ("num_hidden_layers", "hidden_size", "vocab_size")
 _REFUSED = {  # what `swarm families` found out by trying
     "bert-generation": "is an encoder with a head, and has no cache unless it is told to decode",
     "cpmant": "computes its position bias from token ids, which hosts do not see",
     "ctrl": "gives other values when it is cut",
-    "modernbert-decoder": "initialises its token embedding at every load, which hosts do not hold",
+    "modernbert-decoder": "has more in its token embedding than a table, which the cut cannot take out",
+    "openai-gpt": "keeps no keys and values, so that each token costs a pass over the whole text",
     "moshi": "keeps a cache of its own for audio",
 }
 

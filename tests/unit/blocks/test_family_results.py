@@ -21,8 +21,11 @@ REFUSED = {
     "gemma3n_text": "passes more than hidden states between layers",
     "blt": "not one list of layers",
     "cpmant": "position bias from token ids",
-    "modernbert-decoder": "initialises its token embedding",
+    "modernbert-decoder": "more in its token embedding than a table",
     "musicgen": "encoder-decoder",
+    "musicgen_melody": "encoder-decoder",
+    "openai-gpt": "keeps no keys and values",
+    "hy_v4": "passes more than hidden states",
     "ctrl": "other values when it is cut",
     "bert-generation": "is an encoder with a head",
 }

@@ -81,6 +81,17 @@ def test_families_with_sharp_norms_and_routers_pass(tmp_path: Path, family: str,
     check_gradients(compute_of(find_model(str(tmp_path), cache_dir=tmp_path / "cache"), dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reversed_gradients_among_experts_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_tiny("mixtral", tmp_path)
+    compute = compute_of(find_model(str(tmp_path), cache_dir=tmp_path / "cache"), dtype)
+    for place in ("self_attn.o_proj", "mlp"):
+        module = compute.model.cut.held[2].get_submodule(place)
+        module.register_forward_hook(lambda module, args, output: 2.0 * output.detach() - output)
+    with pytest.raises(WrongGradient, match="block 2"):
+        check_gradients(compute)
+
+
 def test_a_long_span_is_checked_at_eight_blocks_from_end_to_end() -> None:
     assert spread(Span(3, 6)) == [3, 4, 5]
     assert spread(Span(10, 40)) == [10, 14, 18, 22, 27, 31, 35, 39]
