@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import torch
 
@@ -16,12 +17,16 @@ from peers.calls import Answer
 from peers.decode_legs import Leg, Legs, SessionConfig
 from peers.errors import NoRoute, PeerLost, Refused
 from peers.history import History, StepInput, as_message
-from peers.messages import Broken, Collect, Message, Place, RefusalCode, Resume, StreamKind
+from peers.messages import Broken, Collect, Message, RefusalCode, Resume, StreamKind
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.router import Router
+from peers.timings import arrived, note
+from peers.values import Place
 
 logger = logging.getLogger(__name__)
+
+MOVE_STEPS = 16  # so often a text asks whether it would be faster elsewhere
 
 
 class _LegFailed(Exception):
@@ -43,6 +48,7 @@ class DecodeSession:
         self._number = -1
         self._sending: set[asyncio.Task[torch.Tensor | None]] = set()
         self.replaced = 0
+        self.moved = 0
 
     @property
     def rounds(self) -> frozenset[int]:
@@ -60,10 +66,18 @@ class DecodeSession:
             self._legs = await self._opener.open(self._whole)
         self._number += 1
         self._history.add(step)
+        output = await self._certainly()
+        if self._number % MOVE_STEPS == MOVE_STEPS - 1 and await self._move():
+            await self._certainly()  # nothing new comes of it, but those that took over have the text then
+        return output.float()
+
+    async def _certainly(self) -> torch.Tensor:
+        """The present step, again while hosts fail in it, each time with others in their place."""
+        shape = self._history.last_shape
         for _ in range(self._config.max_tries):
             try:
                 output = await self._run()
-                if output.shape != step.hidden_BTD.shape:
+                if output.shape != shape:
                     last = self._legs[-1]
                     raise _LegFailed(last, PeerLost(f"peer {last.hop.peer} answered with a tensor of another shape"))
             except _LegFailed as failed:
@@ -71,7 +85,7 @@ class DecodeSession:
                 continue
             for leg in self._legs:
                 leg.is_new = False
-            return output.float()
+            return output
         raise NoRoute(f"a step failed {self._config.max_tries} times in a row; see the log for each reason")
 
     async def close(self) -> None:
@@ -80,6 +94,20 @@ class DecodeSession:
             task.cancel()
         legs, self._legs = self._legs, []
         await self._opener.close(legs)
+
+    async def _move(self) -> bool:
+        """Leave hosts that have become slow to faster ones; whether there were any."""
+        moved = self.moved
+        for leg in [leg for leg in self._legs if self._router.is_slow(leg.hop)]:
+            try:
+                await self._replace(self._legs.index(leg), frozenset({leg.hop.peer}))
+            except (NoRoute, Refused) as error:
+                logger.info("a slow host is kept peer=%s reason=%s", leg.hop.peer, error)
+                continue
+            logger.info("left a slow host peer=%s blocks=%s", leg.hop.peer, leg.hop.span)
+            self.moved += 1
+            await self._opener.close([leg])
+        return self.moved > moved
 
     async def _run(self) -> torch.Tensor:
         """The present step through the chain, from where it has to begin."""
@@ -148,7 +176,7 @@ class DecodeSession:
 
     async def _ask(self, leg: Leg, message: Message, tensors: tuple[torch.Tensor, ...] = ()) -> Answer:
         """Ask one leg; a Broken answer means another one failed."""
-        seconds = self._config.call_seconds
+        seconds, began = self._config.call_seconds, time.monotonic()
         try:
             answer = await self._pool.call(
                 leg.hop.peer, StreamKind.DECODE, message, tensors, seconds=seconds, wire=self._config.wire
@@ -160,6 +188,10 @@ class DecodeSession:
             failed = next((other for other in self._legs if other.place == broken.place), leg)
             reason = f"{broken.reason} (said peer {leg.hop.peer})"
             raise _LegFailed(failed, PeerLost(reason) if broken.is_lost else Refused(broken.reason, broken.code))
+        timings = arrived(answer, time.monotonic() - began)
+        if timings and tensors:
+            hops = {other.session: other.hop for other in self._legs}
+            note(self._router.paces, timings, hops, tensors[0].shape[0] * tensors[0].shape[1])
         return answer
 
     async def _mend(self, failed: _LegFailed) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from blocks.spans import Span
 from peers.errors import NoRoute, PeerLost, Refused
-from peers.messages import CloseSession, Link, Opened, OpenSession, Place, RefusalCode, StreamKind
+from peers.messages import CloseSession, Link, Opened, OpenSession, RefusalCode, StreamKind
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.router import Router
 from peers.routing import Hop
+from peers.values import Place
 from peers.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)

@@ -76,6 +76,11 @@ class History:
         rows, _, width = self._last.hidden_BTD.shape
         return self.length * rows * width * self._last.hidden_BTD.element_size()
 
+    @property
+    def last_shape(self) -> torch.Size:
+        """Of the newest step's hidden states, [B, T, D]."""
+        return torch.Size() if self._last is None else self._last.hidden_BTD.shape
+
     def add(self, step: StepInput) -> None:
         """Roll back to the step's position, put the rows in its order, and append it."""
         if step.rows is not None and self._hidden and not step.depth:

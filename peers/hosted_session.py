@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from blocks.errors import BadSession
 from peers.history import History, StepInput
-from peers.messages import Place
 from peers.network import PeerId
+from peers.values import Place
 
 
 @dataclass(slots=True, eq=False)

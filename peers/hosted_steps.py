@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from blocks.decoding import BatchedDecoder
@@ -12,8 +14,10 @@ from peers.edge import Edge
 from peers.errors import BadMessage, Refused
 from peers.history import StepInput, as_message
 from peers.hosted_session import HostedSession
-from peers.messages import Place, RefusalCode, Resume, Step, StreamKind
+from peers.messages import RefusalCode, Resume, Step, StreamKind
 from peers.outbox import Asking, Onward, Outbox
+from peers.timings import told
+from peers.values import Place
 from peers.wire_format import WireFormat
 
 STEP_SECONDS = 120.0  # a step that waits longer for its turn is refused, and its client asks another host
@@ -32,15 +36,18 @@ class HostedSteps:
     async def step(self, session: HostedSession, message: Step, question: Question) -> Answer:
         """Compute a step; answers once it is through the rest of the chain."""
         step = self._read(question.tensors, message)
+        began = time.monotonic()
         output = await session.once(message.number, lambda: self._compute(session, step), replayed=message.replay > 0)
+        seconds = time.monotonic() - began
         if session.onward is not None:
-            return await self._pass_on(session.onward, message.number, output.passed_on(), question.wire)
+            passed = await self._pass_on(session.onward, message.number, output.passed_on(), question.wire)
+            return told(passed, session.name, seconds)
         hidden = output.new_part().hidden_BTD
         if session.previous is None:
-            return Answer(tensors=(hidden,))
+            return told(Answer(tensors=(hidden,)), session.name, seconds)
         self._outbox.close(session.name, str(message.number - 1))
         self._outbox.put(session.name, str(message.number), hidden)
-        return Answer()
+        return told(Answer(), session.name, seconds)
 
     async def resume(self, session: HostedSession, message: Resume, wire: WireFormat | None) -> Answer:
         """Pass the last step on again, to hosts that have nothing of this session yet.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from blocks.spans import Span
 from peers.errors import BadMessage, Refused
-from peers.messages import Place, RefusalCode
+from peers.messages import RefusalCode
 from peers.network import PeerId
+from peers.values import Place
 
 MAX_LANES_PER_OWNER = 128
 MAX_LANES = 8192

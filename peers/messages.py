@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from blocks.errors import BadSpan
-from blocks.ledger import REMEMBERED_IDS, MicrobatchId
-from blocks.snapshots import DIGEST_BYTES
-from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
+from blocks.ledger import MicrobatchId
+from blocks.spans import MAX_BLOCKS, Span, UnitId
 from peers.errors import BadMessage
-from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, text, wired
-from peers.network import PeerId
+from peers.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, several, text, wired
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
+from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, PLACE, SPAN, TIMING, UNIT, Place, Timing
 
 PROTOCOL_MIN = 2  # 1 drove chains hop by hop
 PROTOCOL_MAX = 2
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
-MAX_STEP = 1 << 40
+MAX_HOPS = 256
 MAX_SAMPLES = 1 << 60
 
 
@@ -47,86 +45,15 @@ class RefusalCode(StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A session or a lane at one peer, by the name that its owner gave it."""
-
-    peer: PeerId
-    name: str
-
-
-def _read_span(value: object) -> Span:
-    if not isinstance(value, list) or len(value) != 2 or not all(type(item) is int for item in value):
-        raise ValueError
-    try:
-        return Span(value[0], value[1])
-    except BadSpan as error:
-        raise ValueError from error
-
-
-def _read_unit(value: object) -> UnitId:
-    if not isinstance(value, str):
-        raise ValueError
-    try:
-        parse_unit(value)
-    except BadSpan as error:
-        raise ValueError from error
-    return UnitId(value)
-
-
-def _read_microbatch(value: object) -> MicrobatchId:
-    if not isinstance(value, list) or len(value) != 4:
-        raise ValueError
-    trainer, life, step, index = value
-    return MicrobatchId(
-        trainer=_NAME.read(trainer), life=_COUNT.read(life), step=_COUNT.read(step), index=_INDEX.read(index)
-    )
-
-
-def _read_digests(value: object) -> Mapping[int, bytes]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError
-    first, joined = value
-    if type(first) is not int or not isinstance(joined, bytes) or len(joined) % DIGEST_BYTES:
-        raise ValueError
-    count = len(joined) // DIGEST_BYTES
-    if first < 0 or first + count > MAX_BLOCKS:
-        raise ValueError
-    return {first + i: joined[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(count)}
-
-
-def _write_digests(digests: Mapping[int, bytes]) -> object:
-    # Blocks of a span are consecutive, so the first number names them all.
-    return [min(digests, default=0), b"".join(digests[block] for block in sorted(digests))]
-
-
-def _read_place(value: object) -> Place:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError
-    return Place(PeerId(_NAME.read(value[0])), _NAME.read(value[1]))
-
-
-_NAME = text(64)
-_COUNT = integer(0, MAX_STEP)
-_INDEX = integer(0, REMEMBERED_IDS - 1)  # a host remembers so many of one step, so as to count none twice
-_SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
-_UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)
-_PLACE: Codec[Place] = Codec("a place [peer, name]", _read_place, lambda place: [place.peer, place.name])
-_MICROBATCH: Codec[MicrobatchId] = Codec(
-    "a microbatch id [trainer, life, step, index]", _read_microbatch, lambda m: [m.trainer, m.life, m.step, m.index]
-)
-_DIGESTS: Codec[Mapping[int, bytes]] = Codec("digests of consecutive blocks", _read_digests, _write_digests)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
     """First on every stream, from both sides. `unix_seconds` shows a clock that is off."""
 
     kind: ClassVar[str] = "hello"
-    run: str = wired(_NAME)
+    run: str = wired(NAME)
     low: int = wired(integer(0, 1 << 16), default=PROTOCOL_MIN)
     high: int = wired(integer(0, 1 << 16), default=PROTOCOL_MAX)
-    software: str = wired(_NAME, default="")
+    software: str = wired(NAME, default="")
     unix_seconds: float = wired(NUMBER, default=0.0)
 
 
@@ -147,9 +74,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
-    """Yes; tensors, if the question asks for some, are the answer."""
+    """Yes; tensors, if the question asks for some, are the answer. `timings` are of this place and those behind it."""
 
     kind: ClassVar[str] = "done"
+    timings: tuple[Timing, ...] = wired(several(TIMING, MAX_HOPS), default=())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +85,7 @@ class Broken:
     """The answer of a host that could not pass work on: at `place` it ended, by that host's refusal or its silence."""
 
     kind: ClassVar[str] = "broken"
-    place: Place = wired(_PLACE)
+    place: Place = wired(PLACE)
     is_lost: bool = wired(BOOLEAN)
     code: str = wired(text(32))
     reason: str = wired(text(500))
@@ -168,8 +96,8 @@ class Collect:
     """Asked of the last host of a chain by its owner: what comes out of `place` for one item of work, when it does."""
 
     kind: ClassVar[str] = "collect"
-    place: str = wired(_NAME)
-    item: str = wired(_NAME)
+    place: str = wired(NAME)
+    item: str = wired(NAME)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,10 +107,10 @@ class OpenLane:
     """
 
     kind: ClassVar[str] = "lane"
-    lane: str = wired(_NAME)
-    span: Span = wired(_SPAN)
-    previous: Place | None = wired(optional(_PLACE), default=None)
-    onward: Place | None = wired(optional(_PLACE), default=None)
+    lane: str = wired(NAME)
+    span: Span = wired(SPAN)
+    previous: Place | None = wired(optional(PLACE), default=None)
+    onward: Place | None = wired(optional(PLACE), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,8 +118,8 @@ class Forward:
     """Compute the lane's span and keep what its backward needs. Tensors: hidden [B, T, D], then mask [B, T] or none."""
 
     kind: ClassVar[str] = "forward"
-    lane: str = wired(_NAME)
-    microbatch: MicrobatchId = wired(_MICROBATCH)
+    lane: str = wired(NAME)
+    microbatch: MicrobatchId = wired(MICROBATCH)
     samples: int = wired(integer(1, MAX_BATCH))
 
 
@@ -200,8 +128,8 @@ class Backward:
     """Gradient of the summed token loss with respect to the span's output [B, T, D]; `tokens` had a label."""
 
     kind: ClassVar[str] = "backward"
-    lane: str = wired(_NAME)
-    microbatch: MicrobatchId = wired(_MICROBATCH)
+    lane: str = wired(NAME)
+    microbatch: MicrobatchId = wired(MICROBATCH)
     tokens: int = wired(integer(1, 1 << 31))
 
 
@@ -210,8 +138,8 @@ class Commit:
     """The whole chain has answered: count this microbatch for these blocks, once."""
 
     kind: ClassVar[str] = "commit"
-    microbatch: MicrobatchId = wired(_MICROBATCH)
-    span: Span = wired(_SPAN)
+    microbatch: MicrobatchId = wired(MICROBATCH)
+    span: Span = wired(SPAN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,7 +147,7 @@ class Drop:
     """The trainer gives this microbatch up, on all blocks."""
 
     kind: ClassVar[str] = "drop"
-    microbatch: MicrobatchId = wired(_MICROBATCH)
+    microbatch: MicrobatchId = wired(MICROBATCH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +155,8 @@ class Evaluate:
     """A forward pass with the newest snapshot; `item` names it for the one who collects. Tensors as for Forward."""
 
     kind: ClassVar[str] = "evaluate"
-    lane: str = wired(_NAME)
-    item: str = wired(_NAME)
+    lane: str = wired(NAME)
+    item: str = wired(NAME)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,15 +168,15 @@ class OpenSession:
     """
 
     kind: ClassVar[str] = "open"
-    session: str = wired(_NAME)
-    span: Span = wired(_SPAN)
+    session: str = wired(NAME)
+    span: Span = wired(SPAN)
     batch: int = wired(integer(1, MAX_BATCH))
     max_length: int = wired(integer(1, MAX_POSITIONS))
-    digests: Mapping[int, bytes] | None = wired(optional(_DIGESTS), default=None)
-    round: int | None = wired(optional(_COUNT), default=None)
+    digests: Mapping[int, bytes] | None = wired(optional(DIGESTS), default=None)
+    round: int | None = wired(optional(COUNT), default=None)
     plain: bool = wired(BOOLEAN, default=False)
-    previous: Place | None = wired(optional(_PLACE), default=None)
-    onward: Place | None = wired(optional(_PLACE), default=None)
+    previous: Place | None = wired(optional(PLACE), default=None)
+    onward: Place | None = wired(optional(PLACE), default=None)
     expected_length: int | None = wired(optional(integer(1, MAX_POSITIONS)), default=None)
     wait_seconds: float = wired(NUMBER, default=0.0)
 
@@ -258,9 +186,9 @@ class Link:
     """A neighbour of a session was replaced: from now on these are its neighbours."""
 
     kind: ClassVar[str] = "link"
-    session: str = wired(_NAME)
-    previous: Place | None = wired(optional(_PLACE), default=None)
-    onward: Place | None = wired(optional(_PLACE), default=None)
+    session: str = wired(NAME)
+    previous: Place | None = wired(optional(PLACE), default=None)
+    onward: Place | None = wired(optional(PLACE), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,8 +196,8 @@ class Opened:
     """The session stands; these bits serve it until it ends."""
 
     kind: ClassVar[str] = "opened"
-    round: int = wired(_COUNT)
-    digests: Mapping[int, bytes] = wired(_DIGESTS)
+    round: int = wired(COUNT)
+    digests: Mapping[int, bytes] = wired(DIGESTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,8 +210,8 @@ class Step:
     """
 
     kind: ClassVar[str] = "step"
-    session: str = wired(_NAME)
-    number: int = wired(_COUNT)
+    session: str = wired(NAME)
+    number: int = wired(COUNT)
     position: int = wired(integer(0, MAX_POSITIONS))
     has_mask: bool = wired(BOOLEAN, default=False)
     has_positions: bool = wired(BOOLEAN, default=False)
@@ -297,10 +225,10 @@ class Resume:
     """Pass step `number` on again, with all that was put out before it: the next `depth` hosts are new."""
 
     kind: ClassVar[str] = "resume"
-    session: str = wired(_NAME)
-    number: int = wired(_COUNT)
+    session: str = wired(NAME)
+    number: int = wired(COUNT)
     depth: int = wired(integer(1, MAX_BLOCKS))
-    onward: Place = wired(_PLACE)
+    onward: Place = wired(PLACE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,7 +236,7 @@ class CloseSession:
     """The text is done: free its cache."""
 
     kind: ClassVar[str] = "close"
-    session: str = wired(_NAME)
+    session: str = wired(NAME)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,7 +244,7 @@ class FetchUnit:
     """Ask for a unit's state at its last completed round, with its optimizer's moments or without."""
 
     kind: ClassVar[str] = "fetch"
-    unit: UnitId = wired(_UNIT)
+    unit: UnitId = wired(UNIT)
     moments: bool = wired(BOOLEAN, default=False)
 
 
@@ -325,8 +253,8 @@ class UnitReply:
     """A unit's state: tensors in the order of `names`; `digest` is over the adapter's tensors alone."""
 
     kind: ClassVar[str] = "unit"
-    unit: UnitId = wired(_UNIT)
-    round: int = wired(_COUNT)
+    unit: UnitId = wired(UNIT)
+    round: int = wired(COUNT)
     weight: float = wired(NUMBER)
     total_samples: int = wired(integer(0, MAX_SAMPLES))
     digest: bytes = wired(raw(32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 
 from peers.calls import Answer
 from peers.errors import PeerLost, Refused
-from peers.messages import Broken, Message, Place, RefusalCode
+from peers.messages import Broken, Done, Message, RefusalCode
 from peers.network import PeerId
+from peers.timings import arrived
+from peers.values import Place
 from peers.wire_format import WireFormat
 
 MAX_UNCOLLECTED = 1024
@@ -102,10 +105,13 @@ class Onward:
         self, place: Place, message: Message, tensors: Sequence[torch.Tensor], wire: WireFormat | None
     ) -> Answer:
         """Send, and wait until the work is through the chain: Done, or a Broken that says where it ended."""
+        began = time.monotonic()
         try:
             answer = await self.pool.call(place.peer, self.kind, message, tensors, seconds=self.seconds, wire=wire)
         except PeerLost as error:
             return Answer(message=Broken(place=place, is_lost=True, code=RefusalCode.INTERNAL, reason=str(error)))
         except Refused as error:
             return Answer(message=Broken(place=place, is_lost=False, code=error.code, reason=str(error)))
-        return Answer(message=answer.message) if isinstance(answer.message, Broken) else Answer()
+        if isinstance(answer.message, Broken):
+            return Answer(message=answer.message)
+        return Answer(message=Done(timings=arrived(answer, time.monotonic() - began)))

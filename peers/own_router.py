@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from blocks.spans import Span
 from peers.errors import NoRoute
 from peers.network import PeerId
+from peers.paces import Paces
 from peers.routing import Hop
 
 logger = logging.getLogger(__name__)
@@ -17,8 +19,9 @@ class OwnRouter:
 
     def __init__(self, me: PeerId) -> None:
         self._me = me
+        self.paces = Paces(time.monotonic)
 
-    async def spread(self, span: Span) -> tuple[Hop, ...]:
+    async def spread(self, span: Span, num_tokens: int) -> tuple[Hop, ...]:
         """See Router."""
         return (Hop(peer=self._me, span=span),)
 
@@ -27,6 +30,10 @@ class OwnRouter:
         if self._me in avoid:
             raise NoRoute(f"this peer, which holds all blocks {span} of its texts, has refused; see the log")
         return (Hop(peer=self._me, span=span),)
+
+    def is_slow(self, hop: Hop) -> bool:
+        """See Router; there is nobody else."""
+        return False
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """See Router."""

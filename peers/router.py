@@ -19,21 +19,32 @@ from peers.errors import NoRoute, PeerLost, Refused
 from peers.health import Health
 from peers.messages import AskInfo, StreamKind
 from peers.network import PeerId
+from peers.paces import Paces
 from peers.pool import Pool
 from peers.records import PeerRecord
 from peers.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast, pick_spread, views_of
 
 logger = logging.getLogger(__name__)
 
+_SLOW = 2.0
+_MEASURED_SECONDS = 30.0  # after which a round trip is measured again
+_MEASURED_AT_ONCE = 8
+
 
 class Router(Protocol):
     """Where to send work."""
 
-    async def spread(self, span: Span) -> tuple[Hop, ...]:
-        """A chain for training: at random in proportion to speed. Waits for one; NoRoute at its deadline."""
+    paces: Paces
+    """What this peer's own work has shown of hosts, for whoever does the work to write into."""
+
+    async def spread(self, span: Span, num_tokens: int) -> tuple[Hop, ...]:
+        """A chain for one microbatch of training. Waits for one; NoRoute at its deadline."""
 
     async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
         """The chain with the least time for one text. Waits for one; NoRoute at its deadline."""
+
+    def is_slow(self, hop: Hop) -> bool:
+        """Whether others would do this part of a text in less than half the time."""
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """A call failed: leave this peer out until it answers a probe."""
@@ -74,11 +85,12 @@ class LiveRouter:
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.health = Health(clock)
+        self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
         self._directory, self._pool = directory, pool
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
+        self._measured_at: dict[PeerId, float] = {}
         self._refreshing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -92,23 +104,37 @@ class LiveRouter:
         async with self._refreshing:
             found = await self._directory.find_hosts(self._config.run, self._config.whole)
             self.records = tuple(record for record in found if "host" in record.roles)
-            for peer in {record.peer for record in self.records} - self._rtt_seconds.keys():
-                self._rtt_seconds.setdefault(peer, 0.0 if peer == self._pool.me else 0.05)
-                if peer != self._pool.me:
-                    await self._probe(peer)
-            await asyncio.gather(*(self._probe(peer) for peer in self.health.to_probe()))
+            await asyncio.gather(*(self._probe(peer) for peer in [*self._to_measure(), *self.health.to_probe()]))
 
     async def check(self, peers: Collection[PeerId]) -> None:
         """Ask all of `peers` whether they are there; who does not answer is out until it does."""
         await asyncio.gather(*(self._probe(peer) for peer in peers if peer != self._pool.me))
 
-    async def spread(self, span: Span) -> tuple[Hop, ...]:
+    async def spread(self, span: Span, num_tokens: int) -> tuple[Hop, ...]:
         """See Router."""
-        return await self._wait(lambda rules: pick_spread(self._views(), span, rng=self._rng, rules=rules), frozenset())
+
+        def pick(rules: RouteRules) -> tuple[Hop, ...]:
+            return pick_spread(self._views(), span, num_tokens=num_tokens, rng=self._rng, rules=rules)
+
+        return await self._wait(pick, frozenset())
 
     async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
         """See Router."""
         return await self._wait(lambda rules: pick_fast(self._views(), span, rules=rules), avoid)
+
+    def is_slow(self, hop: Hop) -> bool:
+        """See Router."""
+        views = {view.peer: view for view in self._views()}
+        here = views.get(hop.peer)
+        if here is None:
+            return False
+        out = frozenset(self.health.unusable()) | frozenset(self._config.rules.avoid) | {hop.peer}
+        try:
+            others = pick_fast(list(views.values()), hop.span, rules=replace(self._config.rules, avoid=out))
+        except NoRoute:
+            return False
+        seconds = sum(views[other.peer].seconds_for(other.span, 1) for other in others)
+        return _SLOW * seconds < here.seconds_for(hop.span, 1)
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """See Router."""
@@ -133,14 +159,27 @@ class LiveRouter:
             await asyncio.sleep(self._config.retry_seconds)
 
     def _views(self) -> list[HostView]:
-        return views_of(self.records, self._rtt_seconds)
+        return [self.paces.seen(view) for view in views_of(self.records, self._rtt_seconds)]
 
     def _excuses(self) -> str:
         out = [f"{peer}: {reason}" for peer, reason in list(self.health.unusable().items())[:3]]
         return "; ".join(out) if out else f"{len(self.records)} hosts are known"
 
+    def _to_measure(self) -> list[PeerId]:
+        """Hosts whose round trip was never measured, or longest ago; those that are out are probed for that."""
+        self._rtt_seconds.setdefault(self._pool.me, 0.0)
+        due = self._clock() - _MEASURED_SECONDS
+        usable = {record.peer for record in self.records if self.health.is_usable(record.peer)} - {self._pool.me}
+        old = sorted(
+            (self._measured_at.get(peer, float("-inf")), peer)
+            for peer in usable
+            if self._measured_at.get(peer, due - 1.0) < due
+        )
+        new = [peer for _, peer in old if peer not in self._measured_at]
+        return new + [peer for _, peer in old if peer in self._measured_at][:_MEASURED_AT_ONCE]
+
     async def _probe(self, peer: PeerId) -> None:
-        began = self._clock()
+        began = self._measured_at[peer] = self._clock()
         try:
             await self._pool.call(peer, StreamKind.INFO, AskInfo(), seconds=self._config.probe_seconds)
         except (PeerLost, Refused) as error:

@@ -1,7 +1,7 @@
 """Choosing a chain of hosts that covers a span. Pure: no clock, no network, chance comes from outside.
 
-Two objectives: the least time for one request (generation), and random in proportion to speed (training), so that
-replicas share the work and each sees samples of its own.
+Two objectives: the least time for one request (generation), and the earliest end of a piece of work among others of
+this peer (training), by which replicas share the work in proportion to their speed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from peers.errors import NoRoute
 from peers.network import PeerId
 from peers.records import PeerRecord
 
+STEP_TOKENS = 32  # up to here a pass costs about the same: it reads all weights once, however few the tokens
 DEFAULT_RTT_SECONDS = 0.05  # for a peer that was never measured: a continent away
 _Label: TypeAlias = tuple[int, float, tuple[tuple[PeerId, int], ...]]  # missed pins, seconds, (peer, end) of each hop
+_CHANCE = 1.1  # by which a cost may be overrated
 _SLOWEST_TOKENS_PER_SECOND = 1e-3  # a record may say 0: usable, but only where nobody else is
 
 
@@ -33,18 +35,26 @@ class Hop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostView:
-    """A host as one peer sees it. `tokens_per_second` is through all of `span`; the rest is in seconds."""
+    """A host as one peer sees it. `tokens_per_second` is through all of `span`; the rest is in seconds.
+
+    `step_seconds` is what a block takes in a pass of up to STEP_TOKENS, if that is known; `working` counts pieces of
+    this peer's own work that are with the host now.
+    """
 
     peer: PeerId
     span: Span
     tokens_per_second: float
     queue_seconds: float = 0.0
     rtt_seconds: float = DEFAULT_RTT_SECONDS
+    step_seconds: float | None = None
+    working: int = 0
 
     def seconds_for(self, span: Span, num_tokens: int) -> float:
         """Time of one call: there and back, the queue, and the blocks of `span` at this host's speed."""
+        if self.step_seconds is not None and num_tokens <= STEP_TOKENS:
+            return self.rtt_seconds + self.queue_seconds + self.step_seconds * len(span)
         speed = max(self.tokens_per_second, _SLOWEST_TOKENS_PER_SECOND) * len(self.span)  # blocks x tokens each second
-        return self.rtt_seconds + self.queue_seconds + num_tokens * len(span) / speed
+        return self.rtt_seconds + self.queue_seconds + (1 + self.working) * num_tokens * len(span) / speed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,11 +125,19 @@ def pick_fast(
 
 
 def pick_spread(
-    hosts: Sequence[HostView], span: Span, *, rng: random.Random, rules: RouteRules = EVERYBODY
+    hosts: Sequence[HostView],
+    span: Span,
+    *,
+    num_tokens: int,
+    rng: random.Random,
+    rules: RouteRules = EVERYBODY,
 ) -> tuple[Hop, ...]:
-    """A random chain over `span`: at each boundary a host in proportion to its speed, for as far as it goes.
+    """A chain over `span` for one piece of work among many: at each boundary the host that would be done with it first,
+    by the block, for as far as it goes.
 
-    Pinned hosts are taken where they hold the next block. A queue and a slow link lower a host's weight.
+    Hosts that have work of this peer already count that in (list scheduling, Graham 1966), so replicas share the work
+    in proportion to their speed, and a slow one gets none that the others would be done with earlier. A little chance
+    keeps several trainers from choosing alike. Pinned hosts are taken where they hold the next block.
 
     Raises:
         NoRoute: some blocks have no admitted host; the message names them.
@@ -132,8 +150,13 @@ def pick_spread(
         if not choices:
             raise NoRoute(_missing(usable, span, rules))
         choices = [host for host in choices if host.peer in rules.pins] or choices
-        host = rng.choices(choices, weights=[_weight(choice) for choice in choices])[0]
-        end = min(host.span.end, span.end)
+        ends = [min(choice.span.end, span.end) for choice in choices]
+        costs = [
+            rng.uniform(1.0, _CHANCE) * choice.seconds_for(Span(at, end), num_tokens) / (end - at)
+            for choice, end in zip(choices, ends, strict=True)
+        ]
+        cheapest = costs.index(min(costs))
+        host, end = choices[cheapest], ends[cheapest]
         if host.peer not in rules.pins:
             # A pinned host takes over where it begins: its cache or its stash is there.
             starts = [other.span.start for other in usable if other.peer in rules.pins and at < other.span.start < end]
@@ -167,11 +190,6 @@ def _pinned_before(usable: Sequence[HostView], span: Span, rules: RouteRules) ->
     """For each boundary of `span`, how many blocks before it some pinned host holds."""
     held = {block for host in usable if host.peer in rules.pins for block in host.span.blocks()}
     return list(itertools.accumulate((block in held for block in span.blocks()), initial=0))
-
-
-def _weight(host: HostView) -> float:
-    """Tokens per second that a training microbatch may expect: a host with a queue of 1 s counts half."""
-    return max(host.tokens_per_second, _SLOWEST_TOKENS_PER_SECOND) / (1.0 + host.queue_seconds + host.rtt_seconds)
 
 
 def _hops(start: int, path: Sequence[tuple[PeerId, int]]) -> tuple[Hop, ...]:

@@ -76,7 +76,7 @@ class TrainChain:
 
     def __init__(self, pool: Pool, router: Router, num_blocks: int, config: ChainConfig) -> None:
         self._pool, self._router, self._config = pool, router, config
-        self._lanes = TrainLanes(pool, StreamKind.TRAIN, seconds=config.call_seconds, wire=config.wire)
+        self._lanes = TrainLanes(pool, router.paces, StreamKind.TRAIN, seconds=config.call_seconds, wire=config.wire)
         self._whole = Span(0, num_blocks)
         self.repeated = 0
 
@@ -101,7 +101,7 @@ class TrainChain:
             return result
 
         try:
-            return await self._try(once)
+            return await self._try(once, work.hidden_BTD)
         except BaseException:
             await self._drop(work.id, hops)
             raise
@@ -117,29 +117,29 @@ class TrainChain:
             item = uuid.uuid4().hex
             return await self._through(lanes, Evaluate(lane=lanes.first, item=item), item, hidden_BTD, mask_BT)
 
-        return await self._try(once)
+        return await self._try(once, hidden_BTD)
 
-    async def _try(self, once: Callable[[OpenLanes], Awaitable[T]]) -> T:
+    async def _try(self, once: Callable[[OpenLanes], Awaitable[T]], hidden_BTD: torch.Tensor) -> T:
         """Do the whole of a work, again while hosts fail in it, each time with others in their place."""
-        hops = await self._router.spread(self._whole)
+        num_tokens = hidden_BTD.shape[0] * hidden_BTD.shape[1]
+        hops = await self._router.spread(self._whole, num_tokens)
         failed: HopFailed | None = None
         for attempt in range(self._config.max_tries):
             self.repeated += attempt > 0
             try:
-                return await once(await self._lanes.open(hops))
+                with self._router.paces.working(hops):
+                    return await once(await self._lanes.open(hops))
             except HopFailed as error:
                 failed = error
                 self._note(error)
-            hops = await self._without(hops, failed.hop)
+            place = hops.index(failed.hop)
+            # The rest of the chain stays, as it may have counted the microbatch.
+            others = await self._router.spread(failed.hop.span, num_tokens)
+            hops = (*hops[:place], *others, *hops[place + 1 :])
         assert failed is not None
         raise NoRoute(
             f"a microbatch failed {self._config.max_tries} times, last at peer {failed.hop.peer}: {failed.error}"
         ) from failed
-
-    async def _without(self, hops: tuple[Hop, ...], failed: Hop) -> tuple[Hop, ...]:
-        """The chain with others for one hop's blocks. The rest stays, as it may have counted the microbatch."""
-        place = hops.index(failed)
-        return (*hops[:place], *await self._router.spread(failed.span), *hops[place + 1 :])
 
     async def _through(
         self, lanes: OpenLanes, message: Message, item: str, hidden_BTD: torch.Tensor, mask_BT: torch.Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ import torch
 
 from peers.calls import Answer
 from peers.errors import PeerLost, Refused
-from peers.messages import Broken, Collect, Message, OpenLane, Place
+from peers.messages import Broken, Collect, Message, OpenLane
+from peers.paces import Paces
 from peers.pool import Pool
 from peers.routing import Hop
+from peers.timings import arrived, note
+from peers.values import Place
 from peers.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)
@@ -56,8 +60,9 @@ class OpenLanes:
 class TrainLanes:
     """Opens chains and asks their hosts. Lanes end with the stream that they were opened over."""
 
-    def __init__(self, pool: Pool, kind: str, *, seconds: float, wire: WireFormat) -> None:
+    def __init__(self, pool: Pool, paces: Paces, kind: str, *, seconds: float, wire: WireFormat) -> None:
         self._pool, self._kind, self._seconds, self._wire = pool, kind, seconds, wire
+        self._paces = paces
         self._chains: OrderedDict[tuple[Hop, ...], asyncio.Task[OpenLanes]] = OrderedDict()
         self._sending: set[asyncio.Task[Answer]] = set()
 
@@ -81,12 +86,14 @@ class TrainLanes:
             raise
 
     async def ask(self, lanes: OpenLanes, i: int, message: Message, tensors: Sequence[torch.Tensor] = ()) -> Answer:
-        """Ask host `i` of a chain; work that it passes on is through the chain when it answers.
+        """Ask host `i` of a chain; work that it passes on is through the chain when it answers. What each host says of
+        the time that it took is kept.
 
         Raises:
             HopFailed: it failed, or another host of the chain; the chain is opened anew when it is next used.
         """
         hop = lanes.hops[i]
+        began = time.monotonic()
         try:
             answer = await self._pool.call(
                 hop.peer, self._kind, message, tensors, seconds=self._seconds, wire=self._wire
@@ -101,6 +108,10 @@ class TrainLanes:
             failed = lanes.hops[places.index(broken.place)] if broken.place in places else hop
             reason = f"{broken.reason} (said peer {hop.peer})"
             raise HopFailed(failed, PeerLost(reason) if broken.is_lost else Refused(broken.reason, broken.code))
+        timings = arrived(answer, time.monotonic() - began)
+        if timings and tensors:
+            num_tokens = tensors[0].shape[0] * tensors[0].shape[1]
+            note(self._paces, timings, dict(zip(lanes.names, lanes.hops, strict=True)), num_tokens)
         return answer
 
     async def through(

@@ -7,6 +7,7 @@ work is through the rest of the chain, or says where it ended.
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import replace
 
 import torch
@@ -34,6 +35,7 @@ from peers.messages import (
 )
 from peers.network import PeerId
 from peers.outbox import Asking, Onward, Outbox
+from peers.timings import told
 
 PASS_SECONDS = 120.0  # the rest of a chain has so long; a trainer's own deadline for all of it is the same
 _PRUNE_FROM = 1024
@@ -115,16 +117,19 @@ class TrainService(Handler):
         microbatch = Microbatch(
             id=message.microbatch, span=lane.span, samples=message.samples, hidden_BTD=hidden, mask_BT=mask
         )
+        began = time.monotonic()
         try:
             output = await self._trainer.forward(microbatch)
         finally:
             self._prune()
+        seconds = time.monotonic() - began
         onward = Forward(
             lane="" if lane.onward is None else lane.onward.name,
             microbatch=message.microbatch,
             samples=message.samples,
         )
-        return await self._hand_on(lane, item_of(message.microbatch), onward, _with(question, output))
+        passed = await self._hand_on(lane, item_of(message.microbatch), onward, _with(question, output))
+        return told(passed, lane.name, seconds)
 
     async def _evaluate(self, question: Question, message: Evaluate) -> Answer:
         lane = self._lanes.find(message.lane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from peers.edge import Edge
 from peers.errors import NoRoute
 from peers.info_service import InfoService
 from peers.network import PeerId
+from peers.paces import Paces
 from peers.pool import Pool
 from peers.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast
 from peers.traffic import Traffic
@@ -34,10 +36,14 @@ class KnownRouter:
     """A Router over fixed hosts; whoever failed is out for good. Earlier hosts are preferred."""
 
     def __init__(self, hosts: dict[str, Span]) -> None:
-        self.hosts, self.out = hosts, set[PeerId]()
+        self.hosts, self.out, self.slow = hosts, set[PeerId](), set[PeerId]()
+        self.paces = Paces(time.monotonic)
 
-    async def spread(self, span: Span) -> tuple[Hop, ...]:
+    async def spread(self, span: Span, num_tokens: int) -> tuple[Hop, ...]:
         return await self.fast(span)
+
+    def is_slow(self, hop: Hop) -> bool:
+        return hop.peer in self.slow
 
     async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
         views = [
@@ -45,7 +51,7 @@ class KnownRouter:
             for place, (peer, held) in enumerate(self.hosts.items())
         ]
         rules: RouteRules = EVERYBODY
-        usable = [view for view in views if view.peer not in self.out | avoid]
+        usable = [view for view in views if view.peer not in self.out | self.slow | avoid]
         if not usable:
             raise NoRoute("nobody is left")
         return pick_fast(usable, span, rules=rules)

@@ -10,11 +10,13 @@ import torch
 
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
-from peers import hosted_steps
+from peers import decode_chain, hosted_steps
 from peers.decode_chain import DecodeSession
 from peers.decode_legs import SessionConfig
 from peers.errors import NoRoute, Refused
 from peers.history import StepInput
+from peers.network import PeerId
+from peers.routing import HostView
 from peers.wire_format import WireFormat
 from tests.unit.blocks.conftest import save_tiny
 from tests.unit.peers.chain_swarm import ChainSwarm, KnownRouter, chain_swarm
@@ -158,3 +160,18 @@ async def test_texts_of_one_client_share_streams_and_do_not_mix(swarm: ChainSwar
     for outputs in await asyncio.gather(*(one() for _ in range(4))):
         for output, right in zip(outputs, wanted, strict=True):
             torch.testing.assert_close(output, right, rtol=0, atol=1e-5)
+
+
+async def test_a_text_leaves_hosts_that_have_become_slow(swarm: ChainSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_chain, "MOVE_STEPS", 2)
+    wanted = await expected(swarm)
+    router = KnownRouter(CHAIN | SPARE)
+    session = text(swarm, router)
+    for number, step in enumerate(STEPS):
+        router.slow = {PeerId("b")} if number >= 1 else set()
+        torch.testing.assert_close(await session.step(step), wanted[number], rtol=0, atol=1e-5)
+    assert (session.moved, session.replaced) == (1, 0)
+    assert not swarm.hosts["b"].caches.sessions
+    assert swarm.hosts["b2"].caches.sessions
+    assert router.paces.seen(HostView(peer=PeerId("c"), span=Span(4, 6), tokens_per_second=1.0)).step_seconds
+    await session.close()

@@ -30,12 +30,12 @@ from peers.messages import (
     Message,
     Opened,
     OpenSession,
-    Place,
     RefusalCode,
     Resume,
     Step,
 )
 from peers.network import PeerId
+from peers.values import Place
 from tests.fakes_network import Nobody
 from tests.unit.blocks.conftest import save_tiny
 

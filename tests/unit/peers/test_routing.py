@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -83,9 +85,9 @@ def test_a_spread_route_covers_the_span_whenever_one_exists(hosts: list[HostView
     rules = RouteRules(pins={PeerId(p) for p in pins})
     if missing_blocks(hosts, span):
         with pytest.raises(NoRoute):
-            pick_spread(hosts, span, rng=random.Random(seed), rules=rules)
+            pick_spread(hosts, span, num_tokens=100, rng=random.Random(seed), rules=rules)
         return
-    hops = pick_spread(hosts, span, rng=random.Random(seed), rules=rules)
+    hops = pick_spread(hosts, span, num_tokens=100, rng=random.Random(seed), rules=rules)
     by_peer = {h.peer: h for h in hosts}
     assert [b for hop in hops for b in hop.span.blocks()] == list(span.blocks())
     assert all(by_peer[hop.peer].span.covers(hop.span) for hop in hops)
@@ -93,11 +95,45 @@ def test_a_spread_route_covers_the_span_whenever_one_exists(hosts: list[HostView
     assert all(hop.peer in pins for hop in hops for b in hop.span.blocks() if b in pinned_blocks)
 
 
-def test_replicas_share_the_work_in_proportion_to_speed() -> None:
-    hosts = [host("slow", 0, 4, speed=100), host("fast", 0, 4, speed=300)]
-    rng = random.Random(5)
-    taken = Counter(pick_spread(hosts, Span(0, 4), rng=rng)[0].peer for _ in range(2000))
-    assert 0.70 < taken[PeerId("fast")] / 2000 < 0.80
+@pytest.mark.parametrize("trainers", [1, 3])
+def test_replicas_share_the_work_in_proportion_to_speed(trainers: int) -> None:
+    """Each trainer keeps 8 microbatches under way; a host computes one after the other, whosever they are."""
+    speeds = {"slow": 100.0, "fast": 300.0, "tiny": 10.0}
+    rng, now, taken = random.Random(5), 0.0, Counter[str]()
+    free_at = dict.fromkeys(speeds, 0.0)
+    under_way: list[tuple[float, int, str]] = []
+    for number in range(1000):
+        trainer = number % trainers if len(under_way) < 8 * trainers else -1
+        if trainer < 0:
+            now, trainer, _ = heapq.heappop(under_way)
+        hosts = [
+            replace(host(name, 0, 4, speed), working=sum(who == trainer and at == name for _, who, at in under_way))
+            for name, speed in speeds.items()
+        ]
+        chosen = str(pick_spread(hosts, Span(0, 4), num_tokens=100, rng=rng)[0].peer)
+        free_at[chosen] = max(free_at[chosen], now) + 100 / speeds[chosen]
+        heapq.heappush(under_way, (free_at[chosen], trainer, chosen))
+        taken[chosen] += 1
+    assert 2.5 < taken["fast"] / taken["slow"] < 3.5
+    assert taken["tiny"] < 60
+    # All are done about as fast as all hosts together could be.
+    assert max(free_at.values()) < 1.15 * 1000 * 100 / sum(speeds.values())
+
+
+def test_one_slow_host_does_not_set_the_pace() -> None:
+    hosts = [host("slow", 0, 4, speed=10), host("fast", 0, 4, speed=300)]
+    rng = random.Random(1)
+    for _ in range(8):
+        chosen = pick_spread(hosts, Span(0, 4), num_tokens=100, rng=rng)[0].peer
+        assert chosen == "fast"
+        hosts[1] = replace(hosts[1], working=hosts[1].working + 1)
+
+
+def test_a_step_costs_what_steps_were_seen_to_cost() -> None:
+    wide = replace(host("wide", 0, 4, speed=1000, rtt=0.0), step_seconds=0.010)
+    near = replace(host("near", 0, 4, speed=10, rtt=0.0), step_seconds=0.005)
+    assert pick_fast([wide, near], Span(0, 4), num_tokens=4)[0].peer == "near"
+    assert pick_fast([wide, near], Span(0, 4), num_tokens=400)[0].peer == "wide"
 
 
 def test_a_missing_block_is_named() -> None:

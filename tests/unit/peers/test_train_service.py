@@ -15,9 +15,10 @@ from peers.calls import Answer, Question
 from peers.edge import Edge
 from peers.errors import BadMessage, Refused
 from peers.lanes import MAX_LANES_PER_OWNER
-from peers.messages import AskInfo, Backward, Broken, Collect, Commit, Drop, Evaluate, Forward, Message, OpenLane, Place
+from peers.messages import AskInfo, Backward, Broken, Collect, Commit, Drop, Evaluate, Forward, Message, OpenLane
 from peers.network import PeerId
 from peers.train_service import TrainService, item_of
+from peers.values import Place
 from tests.fakes_network import Nobody
 
 HELD = Span(2, 4)
