@@ -6,7 +6,6 @@ one prefill. All hosts of a text serve the same state of the adapter, named by c
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -14,6 +13,7 @@ import torch
 
 from blocks.spans import Span
 from peers.calls import Answer
+from peers.collecting import Collecting
 from peers.decode_legs import Leg, Legs, SessionConfig
 from peers.errors import NoRoute, PeerLost, Refused
 from peers.history import History, StepInput, as_message
@@ -46,7 +46,7 @@ class DecodeSession:
         self._legs: list[Leg] = []
         self._history = History()
         self._number = -1
-        self._sending: set[asyncio.Task[torch.Tensor | None]] = set()
+        self._collecting = Collecting(_LegFailed)
         self.replaced = 0
         self.moved = 0
 
@@ -90,8 +90,7 @@ class DecodeSession:
 
     async def close(self) -> None:
         """Free the caches; a host that cannot be told frees its own by deadline."""
-        for task in self._sending:
-            task.cancel()
+        self._collecting.cancel()
         legs, self._legs = self._legs, []
         await self._opener.close(legs)
 
@@ -116,35 +115,12 @@ class DecodeSession:
         depth = 0
         while begin + depth < len(legs) and legs[begin + depth].is_new:
             depth += 1
-        sending = asyncio.create_task(self._send(legs[0], depth) if begin == 0 else self._resume(begin, depth))
-        if len(legs) == 1:
-            output = await sending
-            assert output is not None
-            return output
-        collecting = asyncio.create_task(self._collect(legs[-1]))
-        try:
-            await asyncio.wait({sending, collecting}, return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                await sending
-            try:
-                output = await collecting
-            except _LegFailed:
-                await sending  # the host before the last one knows better what failed
-                raise
-        except BaseException:
-            sending.cancel()
-            raise
-        finally:
-            collecting.cancel()
-            # Where the result is in, the word that the step is through comes later and is not waited for.
-            self._sending.add(sending)
-            sending.add_done_callback(self._sent)
+        send = self._send(legs[0], depth) if begin == 0 else self._resume(begin, depth)
+        if len(legs) > 1:
+            return await self._collecting.result(send, self._collect(legs[-1]))
+        output = await send
+        assert output is not None
         return output
-
-    def _sent(self, task: asyncio.Task[torch.Tensor | None]) -> None:
-        self._sending.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("a step that was through is not confirmed: %s", task.exception())
 
     async def _send(self, first: Leg, depth: int) -> torch.Tensor | None:
         """The client's own input to the first host; what comes out where there is no other."""

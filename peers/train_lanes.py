@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from peers.calls import Answer
+from peers.collecting import Collecting
 from peers.errors import PeerLost, Refused
 from peers.messages import Broken, Collect, Message, OpenLane
 from peers.paces import Paces
@@ -64,7 +65,7 @@ class TrainLanes:
         self._pool, self._kind, self._seconds, self._wire = pool, kind, seconds, wire
         self._paces = paces
         self._chains: OrderedDict[tuple[Hop, ...], asyncio.Task[OpenLanes]] = OrderedDict()
-        self._sending: set[asyncio.Task[Answer]] = set()
+        self._collecting = Collecting(HopFailed)
 
     async def open(self, hops: tuple[Hop, ...]) -> OpenLanes:
         """The lanes of a chain, opened at all its hosts at once where they are not open yet.
@@ -123,27 +124,11 @@ class TrainLanes:
             HopFailed: a host of the chain failed.
         """
         last = len(lanes.hops) - 1
-        sending = asyncio.create_task(self.ask(lanes, 0, message, tensors))
+        send = self.ask(lanes, 0, message, tensors)
         if not last:
-            return self._result(lanes, await sending)
-        collecting = asyncio.create_task(self.ask(lanes, last, Collect(place=lanes.last, item=item)))
-        try:
-            await asyncio.wait({sending, collecting}, return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                await sending
-            try:
-                answer = await collecting
-            except HopFailed:
-                await sending  # the host before the last one knows better what failed
-                raise
-        except BaseException:
-            sending.cancel()
-            raise
-        finally:
-            collecting.cancel()
-            self._sending.add(sending)
-            sending.add_done_callback(self._sent)
-        return self._result(lanes, answer)
+            return self._result(lanes, await send)
+        collect = self.ask(lanes, last, Collect(place=lanes.last, item=item))
+        return self._result(lanes, await self._collecting.result(send, collect))
 
     async def _open(self, hops: tuple[Hop, ...]) -> OpenLanes:
         lanes = OpenLanes(hops=hops, names=tuple(uuid.uuid4().hex for _ in hops))
@@ -173,8 +158,3 @@ class TrainLanes:
             last = lanes.hops[-1]
             raise HopFailed(last, PeerLost(f"peer {last.peer} answered without a result"))
         return answer.tensors[0]
-
-    def _sent(self, task: asyncio.Task[Answer]) -> None:
-        self._sending.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("a pass that was through is not confirmed: %s", task.exception())

@@ -6,6 +6,7 @@ Synchronous; the network runs on a loop in its own thread (loop.py). The parts a
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from swarm.status import Status, look
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from blocks.shared_client import SharedClient
     from swarm.data import SampleSet
     from swarm.hosting import HostingConfig
     from swarm.model import SwarmModel
@@ -67,6 +69,8 @@ class Peer:
     def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
         self.node, self.config = node, config
         self._loop, self._state = loop, state
+        self._lock = threading.Lock()
+        self._ends: SharedClient | None = None
         self._closed = False
 
     @classmethod
@@ -162,10 +166,15 @@ class Peer:
         return self._loop.run(train(self.node, self.config, request))
 
     def model(self) -> SwarmModel:
-        """The run's model with `generate` and `chat`, its blocks in the swarm."""
-        from swarm.training import build_model
+        """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
+        use each from one thread at a time.
+        """
+        from swarm.training import build_model, client_ends
 
-        return build_model(self.node, self.config, self._loop.loop)
+        with self._lock:
+            if self._ends is None:
+                self._ends = client_ends(self.node, self.config)
+        return build_model(self.node, self.config, self._ends, self._loop.loop)
 
     def generate(
         self,

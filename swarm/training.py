@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from blocks.client import ClientModel
 from blocks.load import load_client, load_tokenizer
+from blocks.shared_client import SharedClient
 from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
@@ -89,13 +91,23 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
     )
 
 
-def build_model(node: Node, config: PeerConfig, loop: asyncio.AbstractEventLoop) -> SwarmModel:
+def client_ends(node: Node, config: PeerConfig) -> SharedClient:
+    """The client's ends of the run's model, for all texts of this process; loaded when first asked for."""
+
+    def load() -> ClientModel:
+        source = find_run_model(node.spec, config.model, config.cache_dir)
+        check_weights(source, node.spec, [OUTSIDE])
+        return load_client(source, dtype=torch.float32, device=torch.device("cpu"))
+
+    return SharedClient(load)
+
+
+def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asyncio.AbstractEventLoop) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
-    check_weights(source, node.spec, [OUTSIDE])
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    client = load_client(source, dtype=torch.float32, device=torch.device("cpu"))
+    client = ends.another()
     session = SessionConfig(
         batch=1,
         max_length=source.max_positions,
