@@ -21,7 +21,7 @@ from peers.records import PeerRecord
 STEP_TOKENS = 32  # up to here a pass costs about the same: it reads all weights once, however few the tokens
 DEFAULT_RTT_SECONDS = 0.05  # for a peer that was never measured: a continent away
 _Label: TypeAlias = tuple[int, float, tuple[tuple[PeerId, int], ...]]  # missed pins, seconds, (peer, end) of each hop
-_CHANCE = 1.1  # by which a cost may be overrated
+_ALIKE = 1.5  # times the least cost
 _SLOWEST_TOKENS_PER_SECOND = 1e-3  # a record may say 0: usable, but only where nobody else is
 
 
@@ -132,12 +132,12 @@ def pick_spread(
     rng: random.Random,
     rules: RouteRules = EVERYBODY,
 ) -> tuple[Hop, ...]:
-    """A chain over `span` for one piece of work among many: at each boundary the host that would be done with it first,
-    by the block, for as far as it goes.
+    """A chain over `span` for one piece of work among many: at each boundary one of the hosts that would be done first,
+    by the block, for as far as it goes; among those about alike at random, the faster the likelier.
 
     Hosts that have work of this peer already count that in (list scheduling, Graham 1966), so replicas share the work
-    in proportion to their speed, and a slow one gets none that the others would be done with earlier. A little chance
-    keeps several trainers from choosing alike. Pinned hosts are taken where they hold the next block.
+    in proportion to their speed, and a slow one gets none that the others would be done with far earlier. Pinned hosts
+    are taken where they hold the next block.
 
     Raises:
         NoRoute: some blocks have no admitted host; the message names them.
@@ -152,11 +152,12 @@ def pick_spread(
         choices = [host for host in choices if host.peer in rules.pins] or choices
         ends = [min(choice.span.end, span.end) for choice in choices]
         costs = [
-            rng.uniform(1.0, _CHANCE) * choice.seconds_for(Span(at, end), num_tokens) / (end - at)
-            for choice, end in zip(choices, ends, strict=True)
+            host.seconds_for(Span(at, end), num_tokens) / (end - at) for host, end in zip(choices, ends, strict=True)
         ]
-        cheapest = costs.index(min(costs))
-        host, end = choices[cheapest], ends[cheapest]
+        bound = _ALIKE * min(costs)
+        alike = [place for place, cost in enumerate(costs) if cost <= bound]
+        chosen = rng.choices(alike, weights=[1 / max(1e-9, costs[place]) for place in alike])[0]
+        host, end = choices[chosen], ends[chosen]
         if host.peer not in rules.pins:
             # A pinned host takes over where it begins: its cache or its stash is there.
             starts = [other.span.start for other in usable if other.peer in rules.pins and at < other.span.start < end]

@@ -120,6 +120,13 @@ def test_replicas_share_the_work_in_proportion_to_speed(trainers: int) -> None:
     assert max(free_at.values()) < 1.15 * 1000 * 100 / sum(speeds.values())
 
 
+def test_replicas_about_alike_share_what_comes_one_at_a_time() -> None:
+    hosts = [host("slow", 0, 4, speed=100, rtt=0.0), host("fast", 0, 4, speed=130, rtt=0.0)]
+    rng = random.Random(5)
+    taken = Counter(pick_spread(hosts, Span(0, 4), num_tokens=100, rng=rng)[0].peer for _ in range(2000))
+    assert 1.15 < taken[PeerId("fast")] / taken[PeerId("slow")] < 1.45
+
+
 def test_one_slow_host_does_not_set_the_pace() -> None:
     hosts = [host("slow", 0, 4, speed=10), host("fast", 0, 4, speed=300)]
     rng = random.Random(1)
