@@ -17,7 +17,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -261,6 +261,8 @@ def add_version(model: SpanModel, label: str, units: Mapping[UnitId, UnitTensors
             cast(nn.ModuleDict, lora.lora_dropout)[label] = nn.Identity()
             lora.scaling[label] = lora.scaling[LIVE]
         write_units(model, units, label)
+        if not any(bool(cast(nn.Linear, lora.lora_B[label]).weight.any()) for lora in _all_lora(model)):
+            model.empty_versions.add(label)
     except BadAdapter:
         _remove(model, label)
         raise
@@ -277,8 +279,9 @@ def use_version(model: SpanModel, label: str = LIVE) -> None:
     if label != LIVE and label not in versions(model):
         raise BadAdapter(f"the span {model.span} has no adapter version '{label}'; add it first")
     for lora in _all_lora(model):
-        # Not set_adapter(), which would stop the gradients of `live`.
-        lora._active_adapter = [label]
+        # Not set_adapter(), which would stop the gradients of `live`. What adds zeros is not computed.
+        is_idle = label in model.empty_versions and isinstance(lora, Linear)
+        lora._active_adapter = [] if is_idle else [label]
     model.version = label
 
 
@@ -379,6 +382,7 @@ def _frozen_copy(linear: nn.Linear) -> nn.Linear:
 
 
 def _remove(model: SpanModel, label: str) -> None:
+    model.empty_versions.discard(label)
     for lora in _all_lora(model):
         for modules in (lora.lora_A, lora.lora_B, lora.lora_dropout):
             if label in modules:

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 class SpanModel:
     """Frozen consecutive blocks of a model; computes any part of them, one forward pass at a time.
 
-    `settings` and `version` belong to `adapters.py`: which LoRA is attached, and which version of it is on.
+    `settings`, `version` and `empty_versions` belong to `adapters.py`: which LoRA is attached, which version of it is
+    on, and which add nothing.
     """
 
     def __init__(self, source: ModelSource, config: PretrainedConfig, module: nn.Module, cut: Cut) -> None:
@@ -45,6 +46,7 @@ class SpanModel:
         self.dtype = cast(torch.dtype, module.dtype)  # what blocks compute in, also once their weights are quantized
         self.settings: LoraSettings | None = None
         self.version = "live"
+        self.empty_versions: set[str] = set()
 
     @property
     def span(self) -> Span:

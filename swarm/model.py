@@ -61,11 +61,12 @@ class RemoteBlocks:
             self.close()
             config = replace(self._config, batch=call.hidden_BTD.shape[0])
             self._session = DecodeSession(self._pool, self._router, self._whole, config)
+        is_plain = _is_plain(call)
         step = StepInput(
             hidden_BTD=call.hidden_BTD.detach(),
             position=call.start,
-            mask_BS=call.mask_BT,
-            positions_BT=call.position_ids_BT,
+            mask_BS=None if is_plain else call.mask_BT,
+            positions_BT=None if is_plain else call.position_ids_BT,
             rows=call.rows,
         )
         self._length = call.start + call.hidden_BTD.shape[1]
@@ -86,6 +87,14 @@ class RemoteBlocks:
         session, self._session, self._length = self._session, None, 0
         if session is not None:
             asyncio.run_coroutine_threadsafe(session.close(), self._loop).result()
+
+
+def _is_plain(call: RemoteCall) -> bool:
+    """Whether nothing is padded, so that mask and positions say what the hosts know without them."""
+    if call.mask_BT is not None and not bool(call.mask_BT.bool().all()):
+        return False
+    end = call.start + call.hidden_BTD.shape[1]
+    return call.position_ids_BT is None or bool((call.position_ids_BT == torch.arange(call.start, end)).all())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,6 +164,27 @@ def test_versions_compute_what_they_hold_and_switch_back(attached: SpanModel) ->
     assert torch.equal(attached.forward(HIDDEN_BTD, span=Span(2, 5)), outputs["round-2"])
 
 
+def test_a_version_that_adds_nothing_is_not_computed(attached: SpanModel) -> None:
+    write_units(attached, shifted(attached, 0.1))
+    zeros = {u: {name: torch.zeros_like(t) for name, t in named.items()} for u, named in read_units(attached).items()}
+    add_version(attached, "plain", zeros)
+    add_version(attached, "other", {})
+    computed: list[str] = []
+    for name, module in attached.module.named_modules():
+        if name.endswith(("lora_A.plain", "lora_A.other")):
+            module.register_forward_hook(lambda *_, name=name: computed.append(name.rpartition(".")[2]))
+    with torch.no_grad():
+        use_version(attached, "plain")
+        plain = attached.forward(HIDDEN_BTD, span=Span(2, 5))
+        assert not computed
+        attached.empty_versions.clear()
+        use_version(attached, "other")
+        attached.forward(HIDDEN_BTD, span=Span(2, 5))
+        use_version(attached, "plain")
+        assert torch.equal(attached.forward(HIDDEN_BTD, span=Span(2, 5)), plain)
+    assert set(computed) == {"plain", "other"}
+
+
 def test_switching_versions_does_not_disturb_an_open_graph(attached: SpanModel) -> None:
     write_units(attached, shifted(attached, 0.1))
     parameters = [p for named in parameters_by_unit(attached).values() for p in named.values()]
