@@ -98,12 +98,16 @@ class DecodeSession:
         """Leave hosts that have become slow to faster ones; whether there were any."""
         moved = self.moved
         for leg in [leg for leg in self._legs if self._router.is_slow(leg.hop)]:
+            place = self._legs.index(leg)
             try:
-                await self._replace(self._legs.index(leg), frozenset({leg.hop.peer}))
+                await self._replace(place, frozenset({leg.hop.peer}))
             except (NoRoute, Refused) as error:
                 logger.info("a slow host is kept peer=%s reason=%s", leg.hop.peer, error)
                 continue
             logger.info("left a slow host peer=%s blocks=%s", leg.hop.peer, leg.hop.span)
+            if place:  # one that is new itself is not asked to resume, which would tell it
+                before = self._place(place - 2) if place > 1 else None
+                await self._opener.link(self._legs[place - 1], before, self._place(place))
             self.moved += 1
             await self._opener.close([leg])
         return self.moved > moved

@@ -162,16 +162,20 @@ async def test_texts_of_one_client_share_streams_and_do_not_mix(swarm: ChainSwar
             torch.testing.assert_close(output, right, rtol=0, atol=1e-5)
 
 
-async def test_a_text_leaves_hosts_that_have_become_slow(swarm: ChainSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slow", ["b", "ab", "bc", "abc"])
+async def test_a_text_leaves_hosts_that_have_become_slow(
+    swarm: ChainSwarm, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
     monkeypatch.setattr(decode_chain, "MOVE_STEPS", 2)
     wanted = await expected(swarm)
     router = KnownRouter(CHAIN | SPARE)
     session = text(swarm, router)
     for number, step in enumerate(STEPS):
-        router.slow = {PeerId("b")} if number >= 1 else set()
+        router.slow = {PeerId(name) for name in slow} if number >= 1 else set()
         torch.testing.assert_close(await session.step(step), wanted[number], rtol=0, atol=1e-5)
-    assert (session.moved, session.replaced) == (1, 0)
+    assert (session.moved, session.replaced) == (len(slow), 0)
     assert not swarm.hosts["b"].caches.sessions
     assert swarm.hosts["b2"].caches.sessions
-    assert router.paces.seen(HostView(peer=PeerId("c"), span=Span(4, 6), tokens_per_second=1.0)).step_seconds
+    last = PeerId("c2" if "c" in slow else "c")
+    assert router.paces.seen(HostView(peer=last, span=Span(4, 6), tokens_per_second=1.0)).step_seconds
     await session.close()
