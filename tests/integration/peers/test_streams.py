@@ -207,9 +207,7 @@ async def test_a_hivemind_frame_that_claims_too_much_is_refused_and_the_peer_liv
         async with asyncio.timeout(20):
             assert await reader.read() == b""
         writer.close()
-    async with asyncio.timeout(60):
-        while await call_pings(bob, ann.peer_id, 1 << 20) != 1:
-            pass  # a busy machine may still be ending the streams that were refused
+    assert await call_pings(bob, ann.peer_id, 1 << 20) == 1
 
 
 async def test_a_caller_refuses_an_answer_that_claims_too_much() -> None:
