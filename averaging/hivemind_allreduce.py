@@ -34,6 +34,7 @@ FRAME_BYTES = 9  # hivemind puts a marker and an 8-byte length before every mess
 NETWORK_ERRORS = (P2PDaemonError, P2PHandlerError, OSError, EOFError, AllreduceException)
 _PARTS_PER_REDUCER = 4  # enough that sending, summing and answering overlap in small classes too
 _MIN_PART_BYTES = 2**14
+_TELL_SECONDS = 1.0  # to say who is to blame, once a class has failed
 
 
 class LostPeer(AllreduceException):  # type: ignore[misc]
@@ -89,6 +90,23 @@ class _Wire:
         return self._codec.decode(message.tensor_part, shape)
 
 
+class _Answering:
+    """How many senders are being answered; `none` is set while there is none."""
+
+    def __init__(self) -> None:
+        self._count, self.none = 0, asyncio.Event()
+        self.none.set()
+
+    def begin(self) -> None:
+        self._count += 1
+        self.none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self.none.set()
+
+
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     """The all-reduce of one class among exactly its holders. `vector` is fp32, flat, scaled by this peer's share."""
 
@@ -129,6 +147,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self._seconds, self._stall_seconds = config.reduce_seconds, config.stall_seconds
         self._unserved = set(self.sender_peer_ids) - {self.peer_id} if shapes else set()
         self._served = asyncio.Event()
+        self._answering = _Answering()
         if not self._unserved:
             self._served.set()
         self._wire = _Wire(self._codec, self.ordered_peer_ids)
@@ -141,18 +160,19 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 digest = await asyncio.get_running_loop().run_in_executor(None, merge.digest, tensors)
         except TimeoutError:
             silent = set(self.sender_peer_ids) - self.active_senders
-            return self._failed(f"not done within {self._seconds:g} s", silent)
+            failed = self._failed(f"not done within {self._seconds:g} s{_nothing_from(silent)}", silent)
         except BaseExceptionGroup as group:
             known, bugs = group.split((*NETWORK_ERRORS, LostPeer))
             if bugs is not None or known is None:
                 raise
-            return self._failed_by(_leaves(known))
-        with contextlib.suppress(TimeoutError):  # who does not fetch its result will not vote for it either
-            async with asyncio.timeout(self._stall_seconds):
-                await self._served.wait()
-        return Reduced(
-            tensors=tensors, digest=digest, bytes_sent=self._wire.bytes_sent, bytes_received=self._wire.bytes_received
-        )
+            failed = self._failed(*_blame(_leaves(known)))
+        else:
+            await _wait(self._served, self._stall_seconds)  # who does not fetch its result will not vote for it either
+            sent, received = self._wire.bytes_sent, self._wire.bytes_received
+            return Reduced(tensors=tensors, digest=digest, bytes_sent=sent, bytes_received=received)
+        # Those who wait for sums here are told who is to blame: a stream that just ends would blame this peer.
+        await _wait(self._answering.none, _TELL_SECONDS)
+        return failed
 
     def close(self) -> None:
         """Let go of all parts; who still asks is sent away."""
@@ -168,6 +188,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             yield averaging_pb2.AveragingData(code=averaging_pb2.PROTOCOL_VIOLATION)
             return
         self.active_senders.add(sender)
+        self._answering.begin()
         try:
             async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
                 yield self._wire.sent(message)
@@ -180,6 +201,8 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             if sender in self._unserved:
                 self._lose(sender, "is gone")
             raise
+        finally:
+            self._answering.end()
 
     async def _answers(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
@@ -269,11 +292,6 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         if not self._unserved:
             self._served.set()
 
-    def _failed_by(self, errors: Sequence[BaseException]) -> Reduced:
-        lost = [error for error in errors if isinstance(error, LostPeer)]
-        first = lost[0] if lost else errors[0]
-        return self._failed(str(first), {error.peer for error in lost})
-
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
         # Names a culprit, or the handlers would blame those whom they serve.
         culprit = next(iter(missing), self.peer_id)
@@ -285,6 +303,26 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             bytes_received=self._wire.bytes_received,
             missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
         )
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+def _blame(errors: Sequence[BaseException]) -> tuple[str, set[PeerID]]:
+    """Why a class failed, and by whom: each lost peer with the first that was said of it."""
+    reasons: dict[PeerID, str] = {}
+    for error in errors:
+        if isinstance(error, LostPeer):
+            reasons.setdefault(error.peer, str(error))
+    return "; ".join(reasons.values()) or str(errors[0]), set(reasons)
+
+
+def _nothing_from(silent: set[PeerID]) -> str:
+    names = ", ".join(sorted(peer.to_base58() for peer in silent))
+    return f"; nothing came from {names}" if names else ""
 
 
 def part_bytes(class_bytes: int, num_reducers: int, max_bytes: int) -> int:

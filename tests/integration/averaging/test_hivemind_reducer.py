@@ -7,8 +7,10 @@ import asyncio
 import pytest
 import torch
 from hivemind.averaging.partition import AllreduceException
+from hivemind.p2p import PeerID
 
 from averaging import merge
+from averaging.hivemind_allreduce import LostPeer, _blame
 from averaging.hivemind_reducer import PartCodec, SumReducer
 
 SHAPES = [torch.Size([4]), torch.Size([3])]
@@ -62,3 +64,12 @@ async def test_parts_out_of_order_and_sums_that_overflow_are_refused():
     for call in (summing.accumulate_part(1, 0, huge), first):
         with pytest.raises(AllreduceException, match="not finite"):
             await call
+
+
+def test_a_class_that_failed_names_everybody_who_is_to_blame_once():
+    ann, bob = (PeerID(name) for name in (b"ann", b"bob"))
+    errors = [LostPeer(ann, "closed the stream"), OSError("x"), LostPeer(bob, "sent nonsense"), LostPeer(ann, "again")]
+    reason, missing = _blame(errors)
+    assert reason == f"{ann.to_base58()} closed the stream; {bob.to_base58()} sent nonsense"
+    assert missing == {ann, bob}
+    assert _blame([OSError("no route")]) == ("no route", set())
