@@ -22,7 +22,7 @@ def whole_on_meta(config: PretrainedConfig) -> nn.Module:
     """The uncut model without memory for its weights, to look at names and shapes."""
     try:
         return _on_meta(config)
-    except NotImplementedError:
+    except NotImplementedError:  # some families compute as they are made, with kernels that a lean import leaves out
         if not register_meta_kernels():
             raise
         return _on_meta(config)

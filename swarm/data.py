@@ -63,6 +63,17 @@ class SampleSet:
         start, end = self.offsets[index], self.offsets[index + 1]
         return Sample(self.ids[start:end], self.labels[start:end])
 
+    def head(self, count: int) -> SampleSet:
+        """The first `count` samples, or all where there are fewer; a set of its own, by its fingerprint."""
+        count = min(count, len(self))
+        end = self.offsets[count]
+        return SampleSet(
+            ids=self.ids[:end],
+            labels=self.labels[:end],
+            offsets=self.offsets[: count + 1],
+            fingerprint=f"{self.fingerprint[:40]}-{count}",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPosition:

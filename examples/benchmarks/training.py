@@ -107,7 +107,7 @@ def measure_training(bench: Bench) -> Values:
         with swarm.client("trainer") as peer:
             samples, _ = pydoc_samples(peer.tokenizer(), LENGTH)
             batches, steps = bench.pick(2, 6), bench.pick(2, 8)
-            peft, held_out = Peft(samples), first(samples, batches * ROWS)
+            peft, held_out = Peft(samples), samples.head(batches * ROWS)
             for _ in range(bench.pick(2, 5)):
                 found["peft"].append(peft.measure(steps, batches))
                 found["swarm"].append(measure_swarm(swarm, peer, samples, steps, held_out))
@@ -123,17 +123,6 @@ def measure_training(bench: Bench) -> Values:
         "peft_train_tokens_per_second": median([each.train for each in theirs]),
         "peft_forward_tokens_per_second": median([each.forward for each in theirs]),
     }
-
-
-def first(samples: SampleSet, count: int) -> SampleSet:
-    """The first `count` samples."""
-    end = samples.offsets[count]
-    return SampleSet(
-        ids=samples.ids[:end],
-        labels=samples.labels[:end],
-        offsets=samples.offsets[: count + 1],
-        fingerprint=f"{samples.fingerprint}/{count}",
-    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from swarm.local import LOOPBACK, LocalHost, local_hosts
 from swarm.model import Sampling
 from swarm.peer import Peer, PeerConfig
 from swarm.train import Progress
-from tests.integration.swarm.small_swarm import head
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +50,9 @@ def test_the_demo_survives_the_death_of_any_one_host(tmp_path: Path, victim: int
                     hosts[victim].kill()
 
             result = peer.train(
-                head(train, 256),
+                train.head(256),
                 steps=STEPS,
-                held_out=head(held_out, 12),
+                held_out=held_out.head(12),
                 on_progress=kill_in_the_middle,
                 last_round=STEPS * BATCH // ROUND_SAMPLES - 1,  # a round's worth of samples may die with the host
             )

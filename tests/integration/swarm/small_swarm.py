@@ -72,17 +72,6 @@ def random_samples(count: int, *, shortest: int = 8, longest: int = 40, seed: in
     return SampleSet(ids=ids, labels=labels, offsets=offsets, fingerprint=f"random-{count}-{seed}")
 
 
-def head(samples: SampleSet, count: int) -> SampleSet:
-    """The first `count` samples."""
-    end = samples.offsets[count]
-    return SampleSet(
-        ids=samples.ids[:end],
-        labels=samples.labels[:end],
-        offsets=samples.offsets[: count + 1],
-        fingerprint=f"{samples.fingerprint[:40]}-{count}",
-    )
-
-
 def until(happened: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
     """Wait for something that another thread brings about."""
     deadline = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from swarm.demo_data import pydoc_samples
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.reference_run import ReferenceRun, greatest_difference, run_reference
-from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, head, host_of, random_samples, until
+from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, host_of, random_samples, until
 
 TOLERANCE = 1e-4
 LEARNT = 0.5  # nats by which the loss falls in these runs; far above the tolerance, or equality would mean little
@@ -72,7 +72,7 @@ def test_a_peer_that_holds_every_block_trains_alone_as_a_single_process(make_swa
 
 def test_the_loss_on_smollm2_equals_a_single_process(make_swarm: MakeSwarm, smollm2: Path) -> None:
     swarm = make_swarm({"training": {"batch_size": 1, "learning_rate": 2e-3, "clip_norm": 0.0}}, model=str(smollm2))
-    data = head(pydoc_samples(load_tokenizer(swarm.source), 16)[0], 4)
+    data = pydoc_samples(load_tokenizer(swarm.source), 16)[0].head(4)
     hosts = swarm.hosts(front=Span(0, 15), back=Span(15, 30))
     found = swarm.enter("trainer").train(data, steps=20)
     wait_for_steps(hosts, 20)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from blocks.source import ModelSource, find_model
+from blocks.source import ModelSource
 from blocks.spans import Span
 from peers import decode_chain, hosted_steps
 from peers.decode_chain import DecodeSession
@@ -18,7 +18,6 @@ from peers.history import StepInput
 from peers.network import PeerId
 from peers.routing import HostView
 from peers.wire_format import WireFormat
-from tests.unit.blocks.conftest import save_tiny
 from tests.unit.peers.chain_swarm import ChainSwarm, KnownRouter, chain_swarm
 
 WHOLE = Span(0, 6)
@@ -41,13 +40,6 @@ STEPS = (
     StepInput(hidden_BTD=TEXT_BTD[:, 9:10], position=8, rows=(1, 1)),
     StepInput(hidden_BTD=TEXT_BTD[:, 10:11], position=9, rows=(1, 0)),
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    directory = tmp_path_factory.mktemp("llama")
-    save_tiny("llama", directory)
-    return find_model(str(directory), cache_dir=directory / "cache")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from blocks.cache import SessionCaches
 from blocks.errors import BadSession, CacheFull
 from blocks.load import SpanModel, load_span
 from blocks.snapshots import Snapshot, SnapshotShelf
-from blocks.source import ModelSource, find_model
+from blocks.source import ModelSource
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
 from peers.calls import Answer, Question
@@ -37,7 +37,6 @@ from peers.messages import (
 from peers.network import PeerId
 from peers.values import Place
 from tests.fakes_network import Nobody
-from tests.unit.blocks.conftest import save_tiny
 
 HELD = Span(2, 4)
 NUMBERS = itertools.count()
@@ -70,13 +69,6 @@ class Host:
 
     async def idle(self) -> None:
         await self.thread.run(Priority.CLOSE, lambda: None)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    directory = tmp_path_factory.mktemp("llama")
-    save_tiny("llama", directory)
-    return find_model(str(directory), cache_dir=directory / "cache")
 
 
 @pytest.fixture

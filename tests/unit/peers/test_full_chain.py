@@ -20,9 +20,6 @@ from peers.pool import Pool
 from peers.traffic import Traffic
 from peers.wire_format import WireFormat
 from tests.unit.peers.chain_swarm import HELLO, ChainSwarm, KnownRouter, chain_swarm
-from tests.unit.peers.test_decode_chain import source
-
-__all__ = ["source"]  # a fixture
 
 FRONT, BACK, WHOLE = Span(0, 3), Span(3, 6), Span(0, 6)
 FULL, SPARE = {"front": FRONT, "back": BACK}, {"front2": FRONT, "back2": BACK}

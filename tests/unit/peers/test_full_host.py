@@ -13,9 +13,9 @@ from peers.calls import Answer
 from peers.errors import BadMessage
 from peers.messages import CloseSession, Opened, parse_message
 from peers.network import PeerId
-from tests.unit.peers.test_decode_service import HIDDEN_BTD, Host, host, opening, source, step
+from tests.unit.peers.test_decode_service import HIDDEN_BTD, Host, host, opening, step
 
-__all__ = ["host", "source"]  # fixtures
+__all__ = ["host"]  # a fixture
 
 HALF = 128  # positions; two such sessions fill the host's cache of 120000 bytes up to a small one
 

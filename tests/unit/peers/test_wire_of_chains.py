@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 
-from blocks.source import find_model
+from blocks.source import ModelSource
 from blocks.spans import Span
 from peers.decode_chain import DecodeSession
 from peers.decode_legs import SessionConfig
 from peers.history import StepInput
 from peers.network import PeerId
 from peers.wire_format import WireFormat
-from tests.unit.blocks.conftest import save_tiny
 from tests.unit.peers.chain_swarm import KnownRouter, chain_swarm
 
 CHAIN = {"a": Span(0, 3), "b": Span(3, 6)}
@@ -23,17 +19,10 @@ HIDDEN_BTD = torch.randn(1, TOKENS, 64, generator=torch.Generator().manual_seed(
 BYTES_PER_TOKEN = {WireFormat.FP32: 256, WireFormat.BF16: 128, WireFormat.EIGHT_BIT: 68}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("llama")
-    save_tiny("llama", directory)
-    return directory
-
-
-async def test_every_link_carries_the_form_that_the_client_chose(model: Path) -> None:
+async def test_every_link_carries_the_form_that_the_client_chose(source: ModelSource) -> None:
     outputs: dict[WireFormat, torch.Tensor] = {}
     for wire, each in BYTES_PER_TOKEN.items():
-        async with chain_swarm(find_model(str(model), cache_dir=model / "cache"), CHAIN) as swarm:
+        async with chain_swarm(source, CHAIN) as swarm:
             config = SessionConfig(batch=1, max_length=TOKENS, wire=wire, call_seconds=60.0)
             session = DecodeSession(swarm.client, KnownRouter(CHAIN), Span(0, 6), config)
             outputs[wire] = await session.step(StepInput(hidden_BTD=HIDDEN_BTD, position=0))
