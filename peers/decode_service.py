@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -84,21 +84,19 @@ class DecodeService(Handler):
             case CloseSession() as message:
                 closing = self._sessions.get(message.session)
                 if closing is not None and closing.owner == question.peer:
-                    await self._end(message.session)
+                    await self._end([message.session])
             case _:
                 raise BadMessage(f"a '{question.message.kind}' message does not belong on a decode stream")
         return Answer()
 
     async def stream_closed(self, peer: PeerId, stream: int) -> None:
         """Free the sessions of a client that is gone."""
-        for key in [k for k, s in self._sessions.items() if s.stream == stream]:
-            await self._end(key)
+        await self._end([k for k, s in self._sessions.items() if s.stream == stream])
 
     async def sweep(self) -> None:
         """Free the sessions that have been silent for too long."""
         now = self._clock()
-        for key in [k for k, s in self._sessions.items() if s.deadline <= now]:
-            await self._end(key)
+        await self._end([k for k, s in self._sessions.items() if s.deadline <= now])
 
     async def _open(self, question: Question, message: OpenSession) -> Answer:
         check_span(message.span, self._parts.span)
@@ -166,7 +164,7 @@ class DecodeService(Handler):
         session = self._find(message.session)
         session.check_sender(question.peer)
         if session.is_pinned and not self._parts.shelf.has(session.label):
-            await self._end(session.name)
+            await self._end([session.name])
             raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
         session.deadline = self._clock() + self._idle_seconds
         return await self._steps.step(session, message, question)
@@ -194,10 +192,11 @@ class DecodeService(Handler):
             raise Refused("this host no longer has that state of the adapter", RefusalCode.SNAPSHOT)
         return found
 
-    async def _end(self, key: str) -> None:
-        if key in self._sessions:
-            # Shielded: a job that is cancelled before its turn would leave the cache behind for good.
-            await asyncio.shield(asyncio.wrap_future(self._submit_end(key)))
+    async def _end(self, keys: Sequence[str]) -> None:
+        """End sessions, all before anything is awaited: else one that waits is let in for another and ended after."""
+        freed = [asyncio.wrap_future(self._submit_end(key)) for key in keys if key in self._sessions]
+        # Shielded: a job that is cancelled before its turn would leave the cache behind for good.
+        await asyncio.shield(asyncio.gather(*freed))
 
     def _submit_end(self, key: str) -> Future[None]:
         """Forget a session now and free its cache behind all jobs that it has queued."""

@@ -11,7 +11,7 @@ import time
 import torch
 from parts.report import Bench, Values, median, ratios
 from parts.swarms import HALVES, Swarm, find_megabytes, new_run
-from parts.texts import Local, TokenClock, load_local, load_models, prompts, rate
+from parts.texts import Local, TokenClock, first_difference, load_local, load_models, prompts, rate
 
 from swarm.model import Sampling, SwarmModel
 
@@ -73,6 +73,7 @@ def _one_session(bench: Bench, model: SwarmModel, local: Local) -> Values:
         "local_tokens_per_second": median(theirs),
         "swarm_tokens_per_second": median(ours),
         "same_text": texts["local"] == texts["swarm"],
+        "first_difference": first_difference(model.tokenizer, texts["local"], texts["swarm"]),
     }
 
 

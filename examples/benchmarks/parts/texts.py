@@ -115,3 +115,11 @@ def rate(models: Sequence[SwarmModel], texts: Sequence[str], num_tokens: int) ->
     with ThreadPoolExecutor(len(models)) as pool:
         list(pool.map(write, zip(models, texts, strict=True)))
     return len(models) * num_tokens / (time.perf_counter() - began)
+
+
+def first_difference(tokenizer: PreTrainedTokenizerBase, one: str, other: str) -> int | None:
+    """The first token in which two continuations differ, counted from 0; None where they are equal."""
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, other)]
+    pairs = zip(*tokens, strict=False)
+    differs = next((number for number, (left, right) in enumerate(pairs) if left != right), None)
+    return differs if differs is not None or one == other else min(map(len, tokens))
