@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,10 @@ class LostPeer(AllreduceException):  # type: ignore[misc]
     def __init__(self, peer: PeerID, reason: str) -> None:
         super().__init__(f"{peer.to_base58()} {reason}")
         self.peer = peer
+
+
+class StreamEnded(AllreduceException):  # type: ignore[misc]
+    """A stream ended too early, which alone does not say who broke the class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,21 +94,37 @@ class _Wire:
         return self._codec.decode(message.tensor_part, shape)
 
 
-class _Answering:
-    """How many senders are being answered; `none` is set while there is none."""
+class _Senders:
+    """Who is still owed sums here, and how many are being answered: two events say when there is none."""
 
-    def __init__(self) -> None:
-        self._count, self.none = 0, asyncio.Event()
-        self.none.set()
+    def __init__(self, owed: Iterable[PeerID]) -> None:
+        self._owed, self._answering = set(owed), 0
+        self.all_served, self.none_answered = asyncio.Event(), asyncio.Event()
+        self.none_answered.set()
+        if not self._owed:
+            self.all_served.set()
 
-    def begin(self) -> None:
-        self._count += 1
-        self.none.clear()
+    def owes(self, peer: PeerID) -> bool:
+        """Whether `peer` has not had all its sums."""
+        return peer in self._owed
 
-    def end(self) -> None:
-        self._count -= 1
-        if not self._count:
-            self.none.set()
+    def serve(self, peer: PeerID) -> None:
+        """Nothing more is owed to `peer`."""
+        self._owed.discard(peer)
+        if not self._owed:
+            self.all_served.set()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """While one of them is answered."""
+        self._answering += 1
+        self.none_answered.clear()
+        try:
+            yield
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self.none_answered.set()
 
 
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
@@ -145,11 +165,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             [part.shape for part, _ in parts] for parts in self.tensor_part_container._input_parts_by_peer
         ]
         self._seconds, self._stall_seconds = config.reduce_seconds, config.stall_seconds
-        self._unserved = set(self.sender_peer_ids) - {self.peer_id} if shapes else set()
-        self._served = asyncio.Event()
-        self._answering = _Answering()
-        if not self._unserved:
-            self._served.set()
+        self._senders = _Senders(set(self.sender_peer_ids) - {self.peer_id} if shapes else ())
         self._wire = _Wire(self._codec, self.ordered_peer_ids)
 
     async def reduce(self) -> Reduced:
@@ -167,11 +183,12 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 raise
             failed = self._failed(*_blame(_leaves(known)))
         else:
-            await _wait(self._served, self._stall_seconds)  # who does not fetch its result will not vote for it either
+            # Who does not fetch its result will not vote for it either.
+            await _wait(self._senders.all_served, self._stall_seconds)
             sent, received = self._wire.bytes_sent, self._wire.bytes_received
             return Reduced(tensors=tensors, digest=digest, bytes_sent=sent, bytes_received=received)
         # Those who wait for sums here are told who is to blame: a stream that just ends would blame this peer.
-        await _wait(self._answering.none, _TELL_SECONDS)
+        await _wait(self._senders.none_answered, _TELL_SECONDS)
         return failed
 
     def close(self) -> None:
@@ -184,25 +201,22 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         """Sum one sender's pieces with the others', and answer each with the sum."""
         sender = context.remote_id
-        if sender not in self._unserved or sender in self.active_senders:
+        if not self._senders.owes(sender) or sender in self.active_senders:
             yield averaging_pb2.AveragingData(code=averaging_pb2.PROTOCOL_VIOLATION)
             return
         self.active_senders.add(sender)
-        self._answering.begin()
-        try:
-            async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
-                yield self._wire.sent(message)
-        except LostPeer as error:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=error.peer.to_bytes())
-        except NETWORK_ERRORS as error:
-            self._lose(sender, str(error) or type(error).__name__)
-            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=sender.to_bytes())
-        except BaseException:  # the stream's end cancels this handler: tell the others, and let it go on
-            if sender in self._unserved:
-                self._lose(sender, "is gone")
-            raise
-        finally:
-            self._answering.end()
+        with self._senders.answering():
+            try:
+                async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
+                    yield self._wire.sent(message)
+            except NETWORK_ERRORS as error:
+                failure = await self._judge(sender, error)
+                yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=failure.peer.to_bytes())
+            except BaseException:  # the stream's end cancels this handler: let it go on, and tell the others later
+                if self._senders.owes(sender):
+                    self._senders.serve(sender)
+                    asyncio.get_running_loop().call_later(_TELL_SECONDS, self._lose, sender, "is gone")
+                raise
 
     async def _answers(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
@@ -214,11 +228,11 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
                 part_index += 1
                 if part_index == num_parts:
-                    self._serve(self.sender_peer_ids[sender_index])
+                    self._senders.serve(self.sender_peer_ids[sender_index])
                 yield summed.message
                 if part_index == num_parts:
                     return  # and do not wait for the stream's end, which may come late
-        raise AllreduceException(f"sent {part_index} of {num_parts} parts")
+        raise StreamEnded(f"sent {part_index} of {num_parts} parts")
 
     async def _collect(self) -> tuple[torch.Tensor, ...]:
         async with asyncio.TaskGroup() as tasks:
@@ -241,7 +255,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         except LostPeer:
             raise
         except NETWORK_ERRORS as error:
-            raise self._lose(peer_id, str(error) or "closed the stream") from error
+            raise await self._judge(peer_id, error) from error
 
     async def _sum_own_share(self) -> None:
         index = self.ordered_peer_ids.index(self.peer_id)
@@ -266,7 +280,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         finally:
             with contextlib.suppress(RuntimeError):  # it may be running still, in the task that was just cancelled
                 await stream.aclose()
-        raise AllreduceException(f"answered {part_index} of {len(shapes)} parts")
+        raise StreamEnded(f"answered {part_index} of {len(shapes)} parts")
 
     async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
         first: dict[str, Any] = {"code": averaging_pb2.PART_FOR_AVERAGING, "group_id": self.group_id}
@@ -278,19 +292,26 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     def _my_shapes(self) -> Sequence[torch.Size]:
         return self._shapes_by_peer[self.ordered_peer_ids.index(self.peer_id)]
 
+    async def _judge(self, peer: PeerID, error: Exception) -> LostPeer:
+        """Who is to blame for `error` on the stream with `peer`: itself, unless its stream just ended.
+
+        A peer says who broke the class before it ends its streams, so others are heard first.
+        """
+        if isinstance(error, LostPeer):
+            return error
+        if isinstance(error, StreamEnded) or not isinstance(error, AllreduceException):
+            await _wait(self.tensor_part_reducer.failed, _TELL_SECONDS)
+            if isinstance(self.tensor_part_reducer.failure, LostPeer):
+                return self.tensor_part_reducer.failure
+        return self._lose(peer, str(error) or type(error).__name__)
+
     def _lose(self, peer: PeerID, reason: str) -> LostPeer:
         """A holder cannot finish: the class is over for all who still wait for a sum here."""
         failure = LostPeer(peer, reason)
         self.banned_senders.add(peer)
         self.tensor_part_reducer.fail(failure)
-        self._serve(peer)
+        self._senders.serve(peer)
         return failure
-
-    def _serve(self, peer: PeerID) -> None:
-        """Nothing more is owed to `peer`."""
-        self._unserved.discard(peer)
-        if not self._unserved:
-            self._served.set()
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
         # Names a culprit, or the handlers would blame those whom they serve.

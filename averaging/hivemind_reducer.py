@@ -75,7 +75,8 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
     ) -> None:
         super().__init__(part_shapes, num_senders)
         self._codec, self._combine = codec, combine
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
+        self.failed = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._slots: dict[int, _Slot] = {
             index: _Slot(future=loop.create_future(), pieces=[None] * num_senders) for index in range(len(part_shapes))
@@ -85,8 +86,8 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
         self, sender_index: int, part_index: int, tensor_part: torch.Tensor, weight: float = 1.0
     ) -> PartSum:
         """Take one sender's piece, wait for all others', return the sum. `weight` is the sender's claim: ignored."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         if part_index != self.num_parts_received[sender_index]:
             raise AllreduceException(f"part {part_index} of sender {sender_index} is out of order")
         self.num_parts_received[sender_index] += 1
@@ -110,8 +111,9 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
 
     def fail(self, failure: Exception) -> None:
         """Let all who wait, now and later, have `failure`. What is summed already stays."""
-        if self._failure is None:
-            self._failure = failure
+        if self.failure is None:
+            self.failure = failure
+            self.failed.set()
             for slot in self._slots.values():
                 if not slot.future.done():
                     slot.future.set_exception(failure)
