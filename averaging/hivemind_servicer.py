@@ -6,6 +6,7 @@ never both be registered.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import AsyncIterator  # noqa: UP035  hivemind reads this very name from the annotations
@@ -18,11 +19,14 @@ from hivemind.utils.asyncio import achain, as_aiter
 from averaging.ballot import Ballot, parse_votes
 from averaging.errors import BadContribution, RoundFailed
 from averaging.hivemind_allreduce import ClassRunner
+from averaging.hivemind_streams import KeptStream
 from averaging.registry import Registry
 from averaging.signing import MAX_BYTES
 from peers.network import PeerId
 
 logger = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 2.0  # for the other side to end its stream, once it has its answer
 
 CheckJoin = Callable[[PeerId, bytes], Awaitable[None]]
 """Raises BadContribution unless the bytes are a contribution signed by the peer."""
@@ -58,27 +62,31 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
         self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         """A holder of one of this peer's classes gives its pieces of this peer's share."""
-        try:
-            request = await anext(stream)
-            runner = await self._runners.get(request.group_id, PeerId(context.remote_id.to_base58()))
-        except (StopAsyncIteration, RoundFailed) as error:
-            logger.debug("parts refused peer=%s reason=%s", context.remote_id.to_base58(), error)
-            yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
-            return
-        async for message in runner.rpc_aggregate_part(achain(as_aiter(request), stream), context):
-            yield message
+        async with contextlib.aclosing(KeptStream(stream)) as kept:
+            try:
+                request = await anext(kept)
+                runner = await self._runners.get(request.group_id, PeerId(context.remote_id.to_base58()))
+            except (StopAsyncIteration, RoundFailed) as error:
+                logger.debug("parts refused peer=%s reason=%s", context.remote_id.to_base58(), error)
+                yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+            else:
+                async for message in runner.rpc_aggregate_part(achain(as_aiter(request), kept), context):
+                    yield message
+            await kept.drain(_DRAIN_SECONDS)
 
     async def rpc_vote(
         self, stream: AsyncIterator[averaging_pb2.DownloadData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         """A member of this peer's group tells how its classes ended."""
         peer = PeerId(context.remote_id.to_base58())
-        try:
-            group_id, votes = parse_votes((await anext(stream)).metadata)
-            ballot = await self._ballots.get(group_id, peer)
-        except (StopAsyncIteration, RoundFailed, BadContribution) as error:
-            logger.debug("vote refused peer=%s reason=%s", peer, error)
-            yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
-            return
-        ballot.add(peer, votes)
-        yield averaging_pb2.AveragingData(code=averaging_pb2.ACCEPTED)
+        async with contextlib.aclosing(KeptStream(stream)) as kept:
+            try:
+                group_id, votes = parse_votes((await anext(kept)).metadata)
+                ballot = await self._ballots.get(group_id, peer)
+            except (StopAsyncIteration, RoundFailed, BadContribution) as error:
+                logger.debug("vote refused peer=%s reason=%s", peer, error)
+                yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+            else:
+                ballot.add(peer, votes)
+                yield averaging_pb2.AveragingData(code=averaging_pb2.ACCEPTED)
+            await kept.drain(_DRAIN_SECONDS)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 256  # questions of one stream at a time; the next is read when one is answered
 MAX_IN_FLIGHT_BYTES = 256 << 20  # likewise, of their tensors
+_DRAIN_SECONDS = 2.0
+_DRAIN_BYTES = 1 << 16
 
 _CODES: dict[type[Exception], RefusalCode] = {
     BadSession: RefusalCode.SESSION,
@@ -88,6 +90,11 @@ class CallServer:
             async with asyncio.timeout(HELLO_SECONDS):
                 sent = await _send(stream, lock, 0, Answer(message=_refusal(error)))
                 self._traffic.add(stream.peer, "malformed", sent=sent)
+        with suppress(OSError):  # the time is up, or the other side is gone
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                # p2pd resets a stream that is closed with data unread, and the refusal would be lost with it.
+                while await stream.reader.read(_DRAIN_BYTES):
+                    pass
 
     async def _greet(self, stream: ByteStream, lock: asyncio.Lock) -> bool:
         ours = self._hello()

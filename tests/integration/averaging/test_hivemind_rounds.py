@@ -110,7 +110,7 @@ async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_othe
                 assert unit_of("default", block) in outcome.kept
         assert hostile_peer in ann.missing | cat.missing
         assert any(hostile_peer in reason for reason in {**ann.kept, **cat.kept}.values())
-        assert ann.applied.keys() == {unit_of("default", 0), unit_of("default", 1)}, ann.kept
+        assert ann.applied.keys() == {unit_of("default", 0), unit_of("default", 1)}, (ann.kept, cat.kept)
         assert_equals_the_mean([peers[0], peers[2]], [ann, cat], unit_of("default", 0))
         assert_equals_the_mean([peers[1], peers[2]], [bob, cat], unit_of("default", 5))
 
