@@ -17,13 +17,14 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from blocks.errors import BadAdapter
+from blocks.frozen_lora import freeze_on, thaw
 from blocks.load import SpanModel
 from blocks.part import whole_on_meta
 from blocks.skip import find_layers
@@ -279,9 +280,10 @@ def use_version(model: SpanModel, label: str = LIVE) -> None:
     if label != LIVE and label not in versions(model):
         raise BadAdapter(f"the span {model.span} has no adapter version '{label}'; add it first")
     for lora in _all_lora(model):
-        # Not set_adapter(), which would stop the gradients of `live`. What adds zeros is not computed.
-        is_idle = label in model.empty_versions and isinstance(lora, Linear)
-        lora._active_adapter = [] if is_idle else [label]
+        lora._active_adapter = [label]  # not set_adapter(), which would stop the gradients of `live`
+        thaw(lora)
+        if label != LIVE:  # what adds zeros is not computed
+            freeze_on(lora, label, adds_nothing=label in model.empty_versions)
     model.version = label
 
 

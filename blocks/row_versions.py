@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from blocks.adapters import LIVE, use_version
 from blocks.errors import UnsupportedModel
 from blocks.load import SpanModel
 
@@ -33,6 +34,7 @@ def use_row_versions(model: SpanModel, version_B: Sequence[str]) -> Iterator[Non
         names = [version for version in version_B for _ in range(each)]
         return args, kwargs | {"adapter_names": names}
 
+    use_version(model, LIVE)  # whose passes are peft's own
     hooks = [
         module.register_forward_pre_hook(name_rows, with_kwargs=True)
         for layer in model.cut.held.values()

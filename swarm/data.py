@@ -179,17 +179,21 @@ def samples_from_text(texts: Iterable[str], tokenizer: Tokenizer, sequence_lengt
     return _collect(rows, tokenizer, sequence_length, lambda: digest.hexdigest()[:32], "the text")
 
 
-def split_microbatches(samples: Sequence[Sample], token_budget: int) -> list[Microbatch]:
+def split_microbatches(
+    samples: Sequence[Sample], token_budget: int, *, first_budget: int | None = None
+) -> list[Microbatch]:
     """Cut a batch into microbatches of at most `token_budget` padded tokens (or one row) of similar length.
 
-    The same samples give the same cut. Long rows come first, so that a lack of memory shows at once.
+    The same samples give the same cut. Long rows come first, so that a lack of memory shows at once. `first_budget`
+    is for the first one (None: as the others).
     """
     by_length = sorted(range(len(samples)), key=lambda index: (-len(samples[index].input_ids), index))
     groups: list[list[Sample]] = []
     for index in by_length:
         sample = samples[index]
         longest = len(groups[-1][0].input_ids) if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= token_budget:
+        budget = first_budget if len(groups) == 1 and first_budget is not None else token_budget
+        if groups and (len(groups[-1]) + 1) * longest <= budget:
             groups[-1].append(sample)
         else:
             groups.append([sample])

@@ -28,7 +28,8 @@ from peers.placement import pick_span
 from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
 from peers.train_service import TrainService
 from peers.units_service import UnitsService
-from swarm.errors import BadCheckpoint, BadConfig
+from swarm.devices import pick_device, pick_dtype
+from swarm.errors import BadCheckpoint
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
 from swarm.run_model import check_weights, find_run_model
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 RECORD_LIFE_SECONDS = 60.0
 _SWEEP_SECONDS = 5.0
 _MEMORY_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for activations and caches
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,30 +209,6 @@ async def _sweep(decode: DecodeService) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         await decode.sweep()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a person asked for; auto takes CUDA where there is some.
-
-    Raises:
-        BadConfig: CUDA was asked for and there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise BadConfig("--device cuda: torch finds no CUDA device; use --device cpu, or install a CUDA build of torch")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
-
-
-def pick_dtype(asked: str, run: str, device: torch.device) -> torch.dtype:
-    """What a host computes in: its own word, or else the run's, or else bf16 where the device has it in hardware.
-
-    A CPU without bf16 instructions is many times slower in bf16 than in fp32.
-    """
-    name = asked if asked != "auto" else run
-    if name == "auto":
-        has_bf16 = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if has_bf16 else "fp32"
-    return DTYPES[name]
 
 
 def _affordable(source: ModelSource, dtype: torch.dtype, quantize: Quantization | None) -> int:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 STATE_NAME = "trainer.json"
 _RECORD_LIFE_SECONDS = 60.0
 _RECORD_BETWEEN_SECONDS = 2.0
-_SMALLEST_TOKENS = 128  # below this a microbatch costs more in overhead than it gains in overlap
+_SMALLEST_TOKENS = 256  # below this a microbatch costs more in overhead than it gains in overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,9 +99,13 @@ class SwarmView:
 def pipelined(samples: Sequence[Sample], token_budget: int, in_flight: int) -> list[Microbatch]:
     """A batch as microbatches of at most `token_budget` padded tokens, and as many as may be in flight at once where
     that leaves each enough: while one is at the last host, others keep the hosts before it at work.
+
+    The first is half as large, as the hosts further on wait for it with nothing else to do, and so is the last of a
+    batch that the others divide evenly, for which those before wait.
     """
     padded = len(samples) * max(len(sample.input_ids) for sample in samples)
-    return split_microbatches(samples, min(token_budget, max(_SMALLEST_TOKENS, padded // in_flight)))
+    budget = min(token_budget, max(_SMALLEST_TOKENS, padded // in_flight))
+    return split_microbatches(samples, budget, first_budget=budget // 2)
 
 
 class Head:

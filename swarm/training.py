@@ -19,6 +19,7 @@ from peers.decode_legs import SessionConfig
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
 from swarm.data import SampleSet
+from swarm.devices import pick_dtype
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
@@ -92,12 +93,17 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
 
 
 def client_ends(node: Node, config: PeerConfig) -> SharedClient:
-    """The client's ends of the run's model, for all texts of this process; loaded when first asked for."""
+    """The client's ends of the run's model, for all texts of this process; loaded when first asked for.
+
+    They compute in what the run's hosts do, as far as this CPU is fast in it; losses are computed in fp32.
+    """
+    device = torch.device("cpu")
+    dtype = pick_dtype("fp32" if node.spec.model.compute_dtype == "fp32" else "auto", "auto", device)
 
     def load() -> ClientModel:
         source = find_run_model(node.spec, config.model, config.cache_dir)
         check_weights(source, node.spec, [OUTSIDE])
-        return load_client(source, dtype=torch.float32, device=torch.device("cpu"))
+        return load_client(source, dtype=dtype, device=device)
 
     return SharedClient(load)
 

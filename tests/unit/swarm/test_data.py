@@ -302,6 +302,16 @@ def test_microbatches_hold_every_row_once_within_the_budget(lengths: list[int], 
     assert sum(one.num_label_tokens for one in cut) == sum(lengths) - len(lengths)
 
 
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integers(1, 200), st.integers(1, 200))
+def test_the_first_microbatch_has_a_budget_of_its_own(lengths: list[int], budget: int, first: int) -> None:
+    samples = [make_sample(length, token) for token, length in enumerate(lengths, start=1)]
+    cut = split_microbatches(samples, budget, first_budget=first)
+    seen = sorted(int(row[0]) for one in cut for row in one.input_ids_BT)
+    assert seen == list(range(1, len(lengths) + 1))
+    for one, most in zip(cut, [first, *[budget] * len(cut)], strict=False):
+        assert one.input_ids_BT.numel() <= most or one.num_samples == 1
+
+
 def test_rows_are_padded_on_the_right() -> None:
     (one,) = split_microbatches([make_sample(2, 7), make_sample(3, 8)], 100)
     assert one.input_ids_BT.tolist() == [[8, 8, 8], [7, 7, 0]]
