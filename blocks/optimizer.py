@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from blocks.errors import BadAdapter
 
@@ -16,6 +17,7 @@ Moments = dict[str, dict[str, torch.Tensor]]
 """By tensor name, then by moment: checked state of one unit's AdamW."""
 
 _STEP = "step"
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's usual ones
 # By Cauchy-Schwarz |mean| <= (1-b1) / sqrt((1-b2) (1-b1^2/b2)) * sqrt(square) = 7.27 sqrt(square) for AdamW's default
 # betas, and averages of peers keep that; the floor covers squares that underflow. A forged pair beyond it would throw
 # the parameters to infinity in one step.
@@ -66,8 +68,7 @@ class UnitOptimizer:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self._parameters = dict(parameters)
         self._config = config
-        self._made: torch.optim.AdamW | None = None
-        self._early: Moments = {}  # taken before the first step
+        self._moments: Moments = {}  # empty before the first step
 
     def step(self, gradients: Mapping[str, torch.Tensor], *, samples: int) -> float:
         """One step with `gradients` (fp32, already divided by the token count); returns their norm before clipping.
@@ -80,20 +81,14 @@ class UnitOptimizer:
         scale = 1.0
         if self._config.clip_norm > 0:
             scale = min(1.0, self._config.clip_norm / (norm + 1e-6))  # torch's clip_grad_norm_ adds the same
-        for name, parameter in self._parameters.items():
-            parameter.grad = (gradients[name] * scale).to(parameter.device, parameter.dtype)
-        adamw = self._adamw()
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate(self._config, samples)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
+        self._apply({name: gradient * scale for name, gradient in gradients.items()}, samples)
         return norm
 
     def read(self) -> dict[str, torch.Tensor]:
         """Moments by `TENSOR/exp_avg`, `TENSOR/exp_avg_sq` and the step count; fp32 on the CPU. Empty before a step."""
         state: dict[str, torch.Tensor] = {}
-        for name, parameter in self._parameters.items():
-            moments = self._early.get(name) if self._made is None else self._made.state.get(parameter)
+        for name in self._parameters:
+            moments = self._moments.get(name)
             if moments:
                 for moment in MOMENTS:
                     state[f"{name}/{moment}"] = moments[moment].detach().to("cpu", torch.float32, copy=True)
@@ -116,21 +111,30 @@ class UnitOptimizer:
 
     def take(self, moments: Moments) -> None:
         """Put parsed moments in place; none leave the state as it is."""
-        if self._made is None:
-            self._early.update(moments)
-            return
-        for name, tensors in moments.items():
-            self._made.state[self._parameters[name]] = tensors
+        self._moments.update(moments)
 
-    def _adamw(self) -> torch.optim.AdamW:
-        """Made at the first step: torch imports its compiler with any optimizer, which serving does not need."""
-        if self._made is None:
-            self._made = torch.optim.AdamW(
-                list(self._parameters.values()), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+    def _apply(self, gradients: Mapping[str, torch.Tensor], samples: int) -> None:
+        """AdamW as a function: the class of it imports torch's compiler, seconds in which a host does nothing else."""
+        names = list(self._parameters)
+        parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
+        moments = [self._moments.get(name) or _no_moments(self._parameters[name]) for name in names]
+        with torch.no_grad():
+            adamw(
+                parameters,
+                [gradients[name].to(each.device, each.dtype) for name, each in zip(names, parameters, strict=True)],
+                [each["exp_avg"] for each in moments],
+                [each["exp_avg_sq"] for each in moments],
+                [],
+                [each[_STEP] for each in moments],
+                amsgrad=False,
+                beta1=_BETAS[0],
+                beta2=_BETAS[1],
+                lr=learning_rate(self._config, samples),
+                weight_decay=self._config.weight_decay,
+                eps=_EPSILON,
+                maximize=False,
             )
-            self.take(self._early)
-            self._early = {}
-        return self._made
+        self._moments = dict(zip(names, moments, strict=True))
 
     def _checked(
         self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]
@@ -151,6 +155,11 @@ class UnitOptimizer:
             raise BadAdapter(f"optimizer state of {name} has no valid step count")
         moments[_STEP] = torch.tensor(float(step))
         return moments
+
+
+def _no_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    zeros = {moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS}
+    return zeros | {_STEP: torch.tensor(0.0)}
 
 
 def add_gradients(total: dict[str, torch.Tensor] | None, more: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

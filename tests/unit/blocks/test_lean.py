@@ -27,6 +27,11 @@ with torch.device("meta"):
 torch.Generator().manual_seed(1)
 told["after a model"] = [name for name in left_out if name in sys.modules]
 
+from blocks.optimizer import OptimizerConfig, UnitOptimizer
+steps = UnitOptimizer({"a": torch.nn.Parameter(torch.ones(2))}, OptimizerConfig())
+steps.step({"a": torch.ones(2)}, samples=0)
+told["after a step"] = [name for name in left_out if name in sys.modules]
+
 import hivemind.averaging.load_balancing as load_balancing
 told["shares"] = sum(load_balancing.load_balance_peers(100, [1.0, 1.0]))
 weight = torch.nn.Parameter(torch.ones(2))
@@ -50,7 +55,7 @@ def test_what_is_left_out_is_there_for_who_asks() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["early"] == [] == told["after a model"]
+    assert told["early"] == told["after a model"] == told["after a step"] == []
     assert told["shares"] == 100
     assert told["put back"] == [True] * 6
 
