@@ -90,11 +90,7 @@ class CallServer:
             async with asyncio.timeout(HELLO_SECONDS):
                 sent = await _send(stream, lock, 0, Answer(message=_refusal(error)))
                 self._traffic.add(stream.peer, "malformed", sent=sent)
-        with suppress(OSError):  # the time is up, or the other side is gone
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                # p2pd resets a stream that is closed with data unread, and the refusal would be lost with it.
-                while await stream.reader.read(_DRAIN_BYTES):
-                    pass
+        await _drain(stream)
 
     async def _greet(self, stream: ByteStream, lock: asyncio.Lock) -> bool:
         ours = self._hello()
@@ -113,6 +109,8 @@ class CallServer:
             self._traffic.add(stream.peer, ours.kind, sent=await _send(stream, lock, 0, Answer(message=answer)))
         except StreamClosed:
             return False
+        if refusal is not None:
+            await _drain(stream)
         return refusal is None
 
     async def _answer_one(self, stream: ByteStream, lock: asyncio.Lock, number: int, frame: Frame) -> None:
@@ -138,6 +136,17 @@ class CallServer:
         except StreamClosed:
             return
         self._traffic.add(stream.peer, kind, sent=sent)
+
+
+async def _drain(stream: ByteStream) -> None:
+    """Read on until the other side ends the stream, for a bounded time.
+
+    p2pd resets a stream that is closed with data unread, and what was said last would be lost with it.
+    """
+    with suppress(OSError):  # the time is up, or the other side is gone
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while await stream.reader.read(_DRAIN_BYTES):
+                pass
 
 
 async def _send(

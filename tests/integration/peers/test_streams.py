@@ -14,10 +14,15 @@ import pytest
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
+from peers.answering import CallServer
+from peers.calls import Answer, Question, hello_maker
 from peers.errors import BadMessage, NetworkFailed
+from peers.fields import to_body
 from peers.hivemind_daemon import MAX_HIVEMIND_FRAME_BYTES, CappedReader
 from peers.hivemind_network import HivemindNetwork
 from peers.network import ByteStream, PeerId
+from peers.traffic import Traffic
+from peers.wire import Frame, read_frame, write_frame
 from tests.fakes import RUN
 from tests.integration.peers.conftest import Start
 from tests.integration.peers.echo_peer import echo
@@ -208,6 +213,31 @@ async def test_a_hivemind_frame_that_claims_too_much_is_refused_and_the_peer_liv
             assert await reader.read() == b""
         writer.close()
     assert await call_pings(bob, ann.peer_id, 1 << 20) == 1
+
+
+class Nothing:
+    async def answer(self, question: Question) -> Answer:
+        return Answer()
+
+    async def stream_closed(self, peer: PeerId, stream: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("greeted", [True, False])
+async def test_who_sends_nonsense_hears_why_also_with_much_of_it_on_the_way(start: Start, greeted: bool) -> None:
+    ann = await start("ann")
+    bob = await start("bob", ann)
+    hello = hello_maker(RUN, "swarmtune 1")
+    await ann.serve_stream("info", CallServer(hello, Nothing(), Traffic()).serve)
+    for _ in range(5):
+        stream = await bob.open_stream(ann.peer_id, "info")
+        async with asyncio.timeout(30):
+            if greeted:
+                await write_frame(stream.writer, Frame(request=0, kind="hello", body=to_body(hello())))
+                assert (await read_frame(stream.reader)).kind == "hello"
+            stream.writer.write(bytes(range(255, 0, -1)) * 2**14)
+            assert (await read_frame(stream.reader)).kind == "refusal"
+        stream.writer.close()
 
 
 async def test_a_caller_refuses_an_answer_that_claims_too_much() -> None:
