@@ -158,7 +158,7 @@ class UnitOptimizer:
 
 
 def _no_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    zeros = {moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS}
+    zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
     return zeros | {_STEP: torch.tensor(0.0)}
 
 

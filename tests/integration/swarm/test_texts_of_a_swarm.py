@@ -199,11 +199,13 @@ def first_divergence(first: str, second: str) -> int | None:
 
 
 def test_in_bf16_a_text_diverges_only_where_the_local_model_hesitates(
-    make_swarm: MakeSwarm, record_property: Callable[[str, object], None]
+    make_swarm: MakeSwarm, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)  # whatever this machine has
     swarm = make_swarm({"wire": {"dtype": "bf16"}, "model": {"compute_dtype": "bf16"}})
     swarm.hosts(a=FRONT, b=BACK)
     model = swarm.enter("client").model()
+    assert model.client.dtype == torch.bfloat16  # the head too computes as the hosts do
     whole = local_model(swarm.source)
     local = Local(whole, model)
     for prompt in PROMPTS:
