@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-import torch
-
-from averaging import merge, rounds
+from averaging import planning, rounds
 from averaging.config import AveragingConfig
-from averaging.errors import BadTensors, RoundFailed
-from averaging.exchange import Contribution, Exchange, Group, Reduced, UnitClass, Vote
-from averaging.merge import UnitTensors
+from averaging.errors import RoundFailed
+from averaging.exchange import Brought, Call, Contribution, Exchange, Group, Reduced, UnitClass, Vote
+from averaging.feedback import Feedback
+from averaging.planning import LeftOut, Plan
+from averaging.unit_round import UnitInput, UnitResult, UnitRules
+from averaging.unit_work import RoundWork
 from blocks.spans import UnitId
 from peers.network import PeerId
 
 logger = logging.getLogger(__name__)
 
-ReadUnits = Callable[[], Awaitable[Mapping[UnitId, UnitTensors]]]
-"""Gives the current tensors of all held units, fp32 on the CPU; called once the group stands."""
+T = TypeVar("T")
+
+ReadUnits = Callable[[], Awaitable[Mapping[UnitId, UnitInput]]]
+"""Gives the current values of all held units, fp32 on the CPU; called once the group stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +39,9 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSeconds:
-    """Where a round's time went."""
+    """Where a round's time went; `formed` is when its group stood, after the agreed moment."""
 
+    formed: float = 0.0
     matchmaking: float = 0.0
     read: float = 0.0
     reduce: float = 0.0
@@ -51,26 +57,31 @@ class RoundSeconds:
 class RoundOutcome:
     """What a round changes here.
 
-    `applied` holds the new values of the units that were averaged, equal to the bit on all their holders, and of the
-    units that nobody else holds, as they were; `weights` the samples behind each. `kept` are units whose old value
-    stays, with the reason. When `behind`, nothing applies: the others' newer round must be fetched first.
+    `applied` holds the new state of the units that were averaged, equal to the bit on all their holders, and of those
+    that nobody else holds; `samples` are those behind each. `kept` are units whose old value stays, with the reason;
+    of `stale` ones another holder has a newer state. When `behind`, nothing applies: the others' newer round must be
+    fetched first. `offenders` are those whom most holders of a class accuse. `merging_error` is the relative error of
+    the merged products against the mean of the holders' products; None where nothing was merged.
     """
 
     number: int
     peers: tuple[PeerId, ...]
     behind: bool = False
-    applied: Mapping[UnitId, UnitTensors] = field(default_factory=dict)
-    weights: Mapping[UnitId, float] = field(default_factory=dict)
+    applied: Mapping[UnitId, UnitResult] = field(default_factory=dict)
+    samples: Mapping[UnitId, float] = field(default_factory=dict)
     kept: Mapping[UnitId, str] = field(default_factory=dict)
-    left_out: tuple[rounds.LeftOut, ...] = ()
+    stale: frozenset[UnitId] = frozenset()
+    left_out: tuple[LeftOut, ...] = ()
     missing: frozenset[PeerId] = frozenset()
+    offenders: frozenset[PeerId] = frozenset()
+    merging_error: float | None = None
     seconds: RoundSeconds = field(default_factory=RoundSeconds)
     bytes_sent: int = 0
     bytes_received: int = 0
 
 
 class Averager:
-    """Runs rounds for one peer, one after the other. `layout` is a digest of the adapter settings."""
+    """Runs rounds for one peer, one after the other. `layout` is a digest of the adapter's settings."""
 
     def __init__(
         self,
@@ -79,88 +90,107 @@ class Averager:
         layout: str,
         config: AveragingConfig,
         *,
+        rules: UnitRules | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._exchange = exchange
         self._me = me
-        self._layout = layout
         self._config = config
+        self._layout = hashlib.sha256(f"{layout}|{config.recipe.digest}".encode()).hexdigest()
+        self._rules = rules or UnitRules(config.recipe)
         self._now = now
+        self._feedback = Feedback()
+
+    def forget(self, units: Iterable[UnitId]) -> None:
+        """These units were replaced by another holder's state."""
+        self._feedback.forget(list(units))
 
     async def run_round(
         self,
         number: int,
-        *,
-        begin_at: float,
-        expected: int,
-        weights: Mapping[UnitId, float],
+        call: Call,
+        units: Mapping[UnitId, Brought],
         read: ReadUnits,
+        *,
         link: Link | None = None,
+        distrusts: frozenset[PeerId] = frozenset(),
     ) -> RoundOutcome:
-        """Average with whoever comes; `begin_at` is DHT time, `expected` the live peers including this one.
+        """Average `units` with whoever comes at `call`.
 
         Raises:
             RoundFailed: others were expected and no group was found.
         """
         clock = time.perf_counter
+        link = link or Link()
         mine = Contribution(
             peer=self._me,
             number=number,
             layout=self._layout,
-            weights=dict(weights),
-            megabits_per_second=link.megabits_per_second if link else 0.0,
-            client_mode=link.client_mode if link else False,
+            units=dict(units),
+            megabits_per_second=link.megabits_per_second,
+            client_mode=link.client_mode,
+            distrusts=distrusts,
         )
         started = clock()
-        group = await self._gather(mine, begin_at, expected)
+        group = await self._gather(mine, call)
         gathered = clock()
-        plan = rounds.plan(group, self._me, self._config)
-        peers = tuple(entry.peer for entry in group.contributions)
-        seconds = RoundSeconds(matchmaking=gathered - started)
+        formed = max(0.0, self._now() - call.begin_at)
+        plan = planning.plan(group, self._me, self._config)
         for entry in plan.left_out:
             logger.debug("left out round=%d peer=%s unit=%s reason=%s", number, entry.peer, entry.unit, entry.reason)
+        peers = tuple(entry.peer for entry in group.contributions)
+        seconds = RoundSeconds(formed=formed, matchmaking=gathered - started)
         if plan.behind:
             return RoundOutcome(number=number, peers=peers, behind=True, kept=plan.kept, seconds=seconds)
-        current = await self._read(read)
+        work = RoundWork(self._rules, plan, await self._read(read), number)
         was_read = clock()
-        vectors = await _in_thread(lambda: _vectors(plan, current))
-        reduced = await self._exchange.reduce(group, plan.classes, vectors) if plan.classes else {}
+        reduced = await self._reduce(group, plan, work)
         was_reduced = clock()
-        decisions = await self._vote(group, plan.classes, reduced)
-        seconds = RoundSeconds(
-            matchmaking=gathered - started,
-            read=was_read - gathered,
-            reduce=was_reduced - was_read,
-            vote=clock() - was_reduced,
-        )
-        applied, kept = _result(plan, current, reduced, decisions)
+        votes = await self._vote(group, plan.classes, work, reduced)
+        applied, kept, error = await self._finish(plan, work, reduced, votes)
         return RoundOutcome(
             number=number,
             peers=peers,
             applied=applied,
-            weights={unit: plan.totals[unit] for unit in applied},
+            samples={unit: plan.samples[unit] for unit in applied},
             kept=kept,
+            stale=plan.stale,
             left_out=plan.left_out,
-            missing=frozenset[PeerId]().union(*(entry.missing for entry in reduced.values())),
-            seconds=seconds,
+            missing=_union(entry.missing for entry in reduced.values()),
+            offenders=_union(rounds.offenders(entry, votes.get(entry.class_id, {})) for entry in plan.classes),
+            merging_error=error,
+            seconds=replace(
+                seconds, read=was_read - gathered, reduce=was_reduced - was_read, vote=clock() - was_reduced
+            ),
             bytes_sent=sum(entry.bytes_sent for entry in reduced.values()),
             bytes_received=sum(entry.bytes_received for entry in reduced.values()),
         )
 
-    async def _gather(self, mine: Contribution, begin_at: float, expected: int) -> Group:
-        if expected <= 1:
+    async def _finish(
+        self,
+        plan: Plan,
+        work: RoundWork,
+        reduced: Mapping[bytes, Reduced],
+        votes: Mapping[bytes, Mapping[PeerId, Vote]],
+    ) -> tuple[dict[UnitId, UnitResult], dict[UnitId, str], float | None]:
+        decisions = {
+            entry.class_id: rounds.decide(entry, votes.get(entry.class_id, {}), self._me) for entry in plan.classes
+        }
+        return await _in_thread(lambda: work.finish(reduced, decisions, votes, self._feedback))
+
+    async def _gather(self, mine: Contribution, call: Call) -> Group:
+        if call.expected <= 1:
             return Group(group_id=b"alone", contributions=(mine,))
-        # Twice: hivemind declares itself anew once when nobody answered the first time.
-        deadline = max(begin_at, self._now()) + 2 * self._config.matchmaking_seconds + self._config.request_seconds
-        group = await self._exchange.gather(mine, begin_at=begin_at, deadline=deadline, expected=expected)
+        group = await self._exchange.gather(mine, call)
         if group is None:
             raise RoundFailed(
                 f"round {mine.number}: no group of {self._config.min_peers} or more formed within "
-                f"{deadline - begin_at:.1f} s though {expected} peers were expected; the next round tries again"
+                f"{call.deadline - call.begin_at:.1f} s though {call.expected} peers were expected; "
+                "the next round tries again"
             )
         return group
 
-    async def _read(self, read: ReadUnits) -> Mapping[UnitId, UnitTensors]:
+    async def _read(self, read: ReadUnits) -> Mapping[UnitId, UnitInput]:
         """The units as they are; none when the caller is too slow, so that the others hear of it and go on."""
         try:
             async with asyncio.timeout(self._config.read_seconds):
@@ -169,56 +199,62 @@ class Averager:
             logger.warning("units were not read within %g s", self._config.read_seconds)
             return {}
 
+    async def _reduce(self, group: Group, plan: Plan, work: RoundWork) -> dict[bytes, Reduced]:
+        """All passes, all classes at once in each. A class that fails in one does not come to the next."""
+        reduced: dict[bytes, Reduced] = {}
+        for _ in range(self._rules.merging.passes if plan.classes else 0):
+            entries = await _in_thread(lambda: work.entries(self._feedback))
+            results = await self._exchange.reduce(group, entries)
+            for unit_class, entry in zip(plan.classes, entries, strict=True):
+                result = results[entry.unit_class.class_id]
+                earlier = reduced.get(unit_class.class_id)
+                reduced[unit_class.class_id] = _joined(earlier, result)
+            await _in_thread(lambda: work.take_means(reduced))
+        return reduced
+
     async def _vote(
-        self, group: Group, classes: tuple[UnitClass, ...], reduced: Mapping[bytes, Reduced]
-    ) -> Mapping[bytes, rounds.Applied | rounds.Kept]:
+        self, group: Group, classes: tuple[UnitClass, ...], work: RoundWork, reduced: Mapping[bytes, Reduced]
+    ) -> Mapping[bytes, Mapping[PeerId, Vote]]:
         if not classes:
             return {}
+        probes = await _in_thread(lambda: {entry.class_id: work.probes(entry) for entry in classes})
         mine = {
-            key: Vote(class_id=key, complete=entry.tensors is not None, digest=entry.digest)
+            key: Vote(
+                class_id=key,
+                complete=entry.mean is not None,
+                digest=entry.digest,
+                dropped=entry.dropped,
+                doubted=entry.doubted,
+                probes=probes[key],
+            )
             for key, entry in reduced.items()
         }
         deadline = self._now() + self._config.vote_seconds
-        votes = await self._exchange.vote(group, classes, mine, deadline=deadline)
-        return {entry.class_id: rounds.decide(entry, votes.get(entry.class_id, {}), self._me) for entry in classes}
+        return await self._exchange.vote(group, classes, mine, deadline=deadline)
 
 
-def _vectors(plan: rounds.Plan, current: Mapping[UnitId, UnitTensors]) -> dict[bytes, tuple[torch.Tensor, ...]]:
-    """The scaled vector of each class; a class that cannot be read is left out, which the exchange tells the others."""
-    vectors: dict[bytes, tuple[torch.Tensor, ...]] = {}
-    for entry in plan.classes:
-        try:
-            vectors[entry.class_id] = (merge.flatten(entry.units, current, plan.shares),)
-        except BadTensors as error:
-            logger.warning("class not brought units=%d reason=%s", len(entry.units), error)
-    return vectors
+def _joined(earlier: Reduced | None, later: Reduced) -> Reduced:
+    """Two passes of one class as one: whole when both are, with what both have counted and the digest of both."""
+    if earlier is None:
+        return later
+    return Reduced(
+        mean=later.mean if earlier.mean is not None else None,
+        digest=hashlib.sha256(earlier.digest + later.digest).digest(),
+        reason=earlier.reason or later.reason,
+        bytes_sent=earlier.bytes_sent + later.bytes_sent,
+        bytes_received=earlier.bytes_received + later.bytes_received,
+        missing=earlier.missing | later.missing,
+        dropped=earlier.dropped | later.dropped,
+        doubted=earlier.doubted | later.doubted,
+        owed_sent=later.owed_sent,
+        owed_sum=later.owed_sum,
+    )
 
 
-def _result(
-    plan: rounds.Plan,
-    current: Mapping[UnitId, UnitTensors],
-    reduced: Mapping[bytes, Reduced],
-    decisions: Mapping[bytes, rounds.Applied | rounds.Kept],
-) -> tuple[dict[UnitId, UnitTensors], dict[UnitId, str]]:
-    applied: dict[UnitId, UnitTensors] = {}
-    kept = dict(plan.kept)
-    for unit in plan.alone:
-        if current.get(unit):
-            applied[unit] = current[unit]
-        else:
-            kept[unit] = "it is not held any more"
-    for entry in plan.classes:
-        result, decision = reduced[entry.class_id], decisions[entry.class_id]
-        if isinstance(decision, rounds.Applied) and result.tensors is not None:
-            applied.update(merge.unflatten(result.tensors[0], entry.units, current))
-        else:
-            why = result.reason or (decision.reason if isinstance(decision, rounds.Kept) else "")
-            kept.update(dict.fromkeys(entry.units, why))
-    return applied, kept
+def _union(sets: Iterable[frozenset[PeerId]]) -> frozenset[PeerId]:
+    return frozenset[PeerId]().union(*sets)
 
 
-async def _in_thread(
-    work: Callable[[], dict[bytes, tuple[torch.Tensor, ...]]],
-) -> dict[bytes, tuple[torch.Tensor, ...]]:
+async def _in_thread(work: Callable[[], T]) -> T:
     """Run tensor work off the loop, which has streams to serve."""
     return await asyncio.get_running_loop().run_in_executor(None, work)

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgpack
 
+from averaging.config import MAX_GROUP_PEERS
 from averaging.errors import BadContribution
 from averaging.exchange import UnitClass, Vote
 from averaging.rounds import is_decided
 from peers.network import PeerId
 
 MAX_VOTE_BYTES = 2**18
+MAX_PROBE_BYTES = 2**16
 _MAX_CLASSES = 2048
 _DIGEST_BYTES = 32
 
@@ -45,8 +47,12 @@ class Ballot:
 
 
 def pack_votes(group_id: bytes, votes: Iterable[Vote]) -> bytes:
-    """Votes on classes of one group as msgpack: [group, [[class, complete, digest], ...]]."""
-    data: bytes = msgpack.packb([group_id, [[vote.class_id, vote.complete, vote.digest] for vote in votes]])
+    """Votes on classes of one group as msgpack: [group, [[class, complete, digest, dropped, doubted, probes], ...]]."""
+    entries = [
+        [vote.class_id, vote.complete, vote.digest, sorted(vote.dropped), sorted(vote.doubted), vote.probes]
+        for vote in votes
+    ]
+    data: bytes = msgpack.packb([group_id, entries])
     return data
 
 
@@ -60,13 +66,31 @@ def parse_votes(data: bytes) -> tuple[bytes, tuple[Vote, ...]]:
         raise BadContribution(f"votes of {len(data)} bytes; at most {MAX_VOTE_BYTES}")
     try:
         group_id, entries = msgpack.unpackb(data, max_array_len=_MAX_CLASSES)
-        votes = tuple(Vote(class_id=key, complete=complete, digest=digest) for key, complete, digest in entries)
+        votes = tuple(_vote(*entry) for entry in entries)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise BadContribution("votes are malformed") from error
-    for vote in votes:
-        right_types = type(vote.class_id) is bytes and type(vote.complete) is bool and type(vote.digest) is bytes
-        if not right_types or len(vote.class_id) > _DIGEST_BYTES or len(vote.digest) > _DIGEST_BYTES:
-            raise BadContribution("votes are malformed")
     if type(group_id) is not bytes or len(group_id) > _DIGEST_BYTES:
         raise BadContribution("votes are malformed")
     return group_id, votes
+
+
+def _vote(*fields: object) -> Vote:
+    match fields:
+        case [bytes(key), bool(complete), bytes(digest), list(dropped), list(doubted), bytes(probes)] if (
+            len(key) <= _DIGEST_BYTES and len(digest) <= _DIGEST_BYTES and len(probes) <= MAX_PROBE_BYTES
+        ):
+            return Vote(
+                class_id=key,
+                complete=complete,
+                digest=digest,
+                dropped=_accused(dropped),
+                doubted=_accused(doubted),
+                probes=probes,
+            )
+    raise ValueError("not a vote")
+
+
+def _accused(names: list[object]) -> frozenset[PeerId]:
+    if len(names) > MAX_GROUP_PEERS or not all(isinstance(name, str) and len(name) <= 128 for name in names):
+        raise ValueError("not peers")
+    return frozenset(PeerId(str(name)) for name in names)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from averaging.recipe import Recipe
 
 MAX_GROUP_PEERS = 64  # contributions of up to 4 kB each in one leader's message; larger runs form several groups
 
@@ -12,10 +14,12 @@ MAX_GROUP_PEERS = 64  # contributions of up to 4 kB each in one leader's message
 class AveragingConfig:
     """When rounds begin and how long each phase may take; all times in seconds.
 
-    `round_samples` samples of the whole run start a round; `lead_seconds` lie between a proposal and its moment, so
-    that the records can spread. `matchmaking_seconds` is how long the group waits for those that were expected.
+    `round_samples` samples of the whole run start a round, and so does a single one after `round_seconds` (0: never);
+    `lead_seconds` lie between a proposal and its moment, so that the records can spread. `matchmaking_seconds` is how
+    long the group waits for those that were expected, before anything has been learnt (arrivals.py).
     `request_seconds` is the wait for one peer's answer in matchmaking. A class that is not reduced within
-    `reduce_seconds`, or a sender that is silent for `stall_seconds`, fails. Weights above `max_weight` are refused.
+    `reduce_seconds`, or a sender that is silent for `stall_seconds`, fails. Weights above `max_weight` are refused, and
+    so is an update with a value beyond `max_update`. Runs of more than `group_peers` average in several groups.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -33,6 +37,10 @@ class AveragingConfig:
     part_bytes: int = 2**19
     max_weight: float = 1e9
     max_rounds_ahead: int = 64
+    max_update: float = 1e3
+    round_seconds: float = 0.0
+    group_peers: int = MAX_GROUP_PEERS
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if self.round_samples < 1:
@@ -52,5 +60,11 @@ class AveragingConfig:
             raise ValueError(f"averaging.part_bytes is {self.part_bytes}; use 1024 to 4194304")
         if not 0 < self.max_weight < math.inf:
             raise ValueError(f"averaging.max_weight is {self.max_weight}; use a positive number")
+        if not 0 < self.max_update < math.inf:
+            raise ValueError(f"averaging.max_update is {self.max_update}; use a positive number")
+        if not 0 <= self.round_seconds <= 30 * 86400:
+            raise ValueError(f"averaging.round_seconds is {self.round_seconds}; use 0 (off) to 2592000")
+        if not 2 <= self.group_peers <= MAX_GROUP_PEERS:
+            raise ValueError(f"averaging.group_peers is {self.group_peers}; use 2 to {MAX_GROUP_PEERS}")
         if self.max_rounds_ahead < 1:
             raise ValueError(f"averaging.max_rounds_ahead is {self.max_rounds_ahead}; use 1 or more")

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import P2P, PeerID
@@ -16,13 +15,14 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils.asyncio import as_aiter
 from hivemind.utils.timed_storage import get_dht_time
 
-from averaging import rounds, signing
+from averaging import planning, signing
 from averaging.ballot import Ballot, pack_votes
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import BadContribution, RoundFailed
-from averaging.exchange import Contribution, Group, Reduced, UnitClass, Vote
-from averaging.hivemind_allreduce import NETWORK_ERRORS, ClassRunner, Place
-from averaging.hivemind_matchmaking import Call, find_group
+from averaging.exchange import Call, ClassWork, Contribution, Group, Reduced, UnitClass, Vote
+from averaging.hivemind_allreduce import ClassRunner, Place
+from averaging.hivemind_lost import NETWORK_ERRORS
+from averaging.hivemind_matchmaking import Joining, find_group
 from averaging.hivemind_servicer import AveragingServicer
 from averaging.registry import Registry
 from peers.identity import verify
@@ -78,38 +78,37 @@ class HivemindExchange:
         except NETWORK_ERRORS as error:
             logger.debug("handlers were not removed from a p2pd that is gone reason=%r", error)
 
-    async def gather(self, mine: Contribution, *, begin_at: float, deadline: float, expected: int) -> Group | None:
+    async def gather(self, mine: Contribution, call: Call) -> Group | None:
         """One matchmaking; None when no group was found, or the leader's list is not to be trusted."""
         self._retire()
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(None, signing.pack, mine, self._run, self._identity)
-        call = Call(data=data, begin_at=begin_at, deadline=deadline, expected=expected, client_mode=mine.client_mode)
+        joining = Joining(call=call, data=data, client_mode=mine.client_mode)
         found = await find_group(
-            self._network.p2p, self._network.dht_node, self._servicer, self._run, self._config, call
+            self._network.p2p, self._network.dht_node, self._servicer, self._run, self._config, joining
         )
         if found is None:
             return None
         return await loop.run_in_executor(None, self._group, found, data)
 
-    async def reduce(
-        self, group: Group, classes: Sequence[UnitClass], tensors: Mapping[bytes, Sequence[torch.Tensor]]
-    ) -> Mapping[bytes, Reduced]:
-        """All-reduce every class at once. A class without tensors is refused to the others at once, with no wait.
+    async def reduce(self, group: Group, work: Sequence[ClassWork]) -> Mapping[bytes, Reduced]:
+        """All-reduce every class at once. A class without a vector is refused to the others at once, with no wait.
 
         All classes are registered before the first part goes out, as the others' parts come at any moment.
         """
-        self._retire()
+        if self._open_group != group.group_id:  # else it is a further pass of the same round
+            self._retire()
         self._open_group = group.group_id
         results: dict[bytes, Reduced] = {}
         runners: dict[bytes, ClassRunner] = {}
-        for unit_class in classes:
-            key = unit_class.class_id
+        for entry in work:
+            key = entry.unit_class.class_id
             self._open[key] = None
             try:
-                runners[key] = self._runner(group, unit_class, tensors.get(key, ()))
+                runners[key] = self._runner(group, entry)
             except RoundFailed as error:
                 self._runners.refuse(key, str(error))
-                results[key] = Reduced(tensors=None, reason=str(error), missing=frozenset({self._network.peer_id}))
+                results[key] = Reduced(mean=None, reason=str(error), missing=frozenset({self._network.peer_id}))
         for key, runner in runners.items():
             self._open[key] = runner
             self._runners.put(key, runner)
@@ -151,14 +150,14 @@ class HivemindExchange:
         except NETWORK_ERRORS as error:
             logger.info("vote not delivered peer=%s reason=%s", peer, error)
 
-    def _runner(self, group: Group, unit_class: UnitClass, tensors: Sequence[torch.Tensor]) -> ClassRunner:
-        if len(tensors) != 1:
-            raise RoundFailed(f"no tensors here for {len(unit_class.units)} units from {unit_class.units[0]}")
+    def _runner(self, group: Group, work: ClassWork) -> ClassRunner:
+        units = work.unit_class.units
+        if work.vector is None:
+            raise RoundFailed(f"no tensors here for {len(units)} units from {units[0]}")
         return ClassRunner(
             place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run),
-            unit_class=unit_class,
-            peer_fractions=rounds.fractions(unit_class.holders, group.contributions),
-            vector=tensors[0],
+            work=work,
+            peer_fractions=planning.fractions(work.unit_class.holders, group.contributions),
             config=self._config,
         )
 

@@ -20,6 +20,7 @@ from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError
 from hivemind.utils.timed_storage import get_dht_time
 
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
+from averaging.exchange import Call
 from averaging.hivemind_servicer import AveragingServicer
 
 logger = logging.getLogger(__name__)
@@ -71,40 +72,39 @@ class _Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One peer's wish to meet others: its signed bytes, from when until when (DHT time), and how many it expects."""
+class Joining:
+    """One peer's wish to meet others: when and whom, and its signed bytes."""
 
+    call: Call
     data: bytes
-    begin_at: float
-    deadline: float
-    expected: int
     client_mode: bool = False
 
 
 async def find_group(
-    p2p: P2P, node: DHTNode, servicer: AveragingServicer, run: str, config: AveragingConfig, call: Call
+    p2p: P2P, node: DHTNode, servicer: AveragingServicer, run: str, config: AveragingConfig, joining: Joining
 ) -> GroupInfo | None:
     """Find the others who begin at `call.begin_at`; None when too few came before `call.deadline`.
 
     Each round has a `Matchmaking` of its own, so that nothing is left over from one that went wrong; the key in the
-    DHT is the run's, so that a peer that is behind meets the others and learns of it.
+    DHT is the run's (and the mixing group's), so that a peer that is behind meets the others and learns of it.
     """
+    call = joining.call
     matchmaking = Matchmaking(
         p2p,
         hashlib.sha256(run.encode()).digest(),
         _Facade(node),
         servicer_type=AveragingServicer,
-        prefix=run,
+        prefix=f"{run}{call.mixing}",
         target_group_size=None,  # set below: the key manager warns of sizes that are no power of two, which we ignore
         min_group_size=config.min_peers,
-        min_matchmaking_time=config.matchmaking_seconds / 2,  # less, so that all declare the same moment: see `_Step`
-        request_timeout=config.request_seconds,
-        client_mode=call.client_mode,
+        min_matchmaking_time=call.window / 2,  # less, so that all declare the same moment: see `_Step`
+        request_timeout=min(config.request_seconds, call.window / 2.5),
+        client_mode=joining.client_mode,
     )
     matchmaking.target_group_size = min(call.expected, MAX_GROUP_PEERS)
     matchmaking.potential_leaders.target_group_size = matchmaking.target_group_size
     await asyncio.sleep(max(0.0, call.begin_at - get_dht_time()))
-    step = _Step(call.begin_at + config.matchmaking_seconds, call.deadline, call.data)
+    step = _Step(call.begin_at + call.window, call.deadline, joining.data)
     servicer.matchmaking = matchmaking
     try:
         async with asyncio.timeout(step.get_timeout() + _GRACE_SECONDS):

@@ -1,4 +1,4 @@
-"""The parts of an all-reduce: checked on the way in, summed once all are there, encoded once for everybody."""
+"""The parts of an all-reduce: checked on the way in, combined once all are there, encoded once for everybody."""
 
 from __future__ import annotations
 
@@ -9,40 +9,57 @@ from dataclasses import dataclass, field
 
 import torch
 from hivemind.averaging.partition import AllreduceException, TensorPartReducer
-from hivemind.compression import CompressionBase, CompressionInfo, NoCompression
 from hivemind.proto import averaging_pb2, runtime_pb2
 
 from averaging import merge
+from averaging.codecs import Codec
+from averaging.errors import BadTensors
+
+Piece = torch.Tensor | None
+"""What one sender gave for one part; None where its values can be no update."""
+
+Combine = Callable[[int, Sequence[Piece]], torch.Tensor]
+"""The combination of all senders' pieces of one part, by the part's number here."""
+
+Settle = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Told of each part's exact combination, and of what everybody decodes for it."""
 
 
 class PartCodec:
-    """A part's bytes and back; lossless fp32. What comes from others is checked before it is decoded."""
+    """A part's bytes and back, in the run's codec. What comes from others is checked before it is decoded."""
 
-    def __init__(self) -> None:
-        self.compression: CompressionBase = NoCompression()
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
 
     def encode(self, tensor: torch.Tensor) -> runtime_pb2.Tensor:
         """One part of a vector as a message."""
-        return self.compression.compress(tensor, CompressionInfo.from_tensor(tensor))
+        return runtime_pb2.Tensor(buffer=self.codec.encode(tensor), size=list(tensor.shape), dtype="float32")
 
     def decode(self, part: runtime_pb2.Tensor, shape: torch.Size) -> torch.Tensor:
         """The part of `shape` (fp32) that a peer sent.
 
         Raises:
-            AllreduceException: wrong size, shape, dtype or codec, or values that are not finite.
+            AllreduceException: wrong size, shape or dtype: the peer does not follow the protocol.
+            BadTensors: the bytes are no values of the run's codec, or not finite.
         """
-        expected_bytes = shape.numel() * 4
-        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(part.buffer) != expected_bytes:
+        most = self.codec.most_bytes(shape.numel())
+        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(part.buffer) > most:
             raise AllreduceException(
                 f"sent {len(part.buffer)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
-                f"not {expected_bytes} as float32 of shape {tuple(shape)}"
+                f"not at most {most} as float32 of shape {tuple(shape)}"
             )
-        if part.compression != self.compression.compression_type:
-            raise AllreduceException(f"sent a part in codec {part.compression}; this run has another")
-        tensor: torch.Tensor = self.compression.extract(part)
-        if not merge.is_finite(tensor):
-            raise AllreduceException("sent values that are not finite")
-        return tensor
+        return self.codec.decode(part.buffer, shape.numel())
+
+    def decode_sum(self, part: runtime_pb2.Tensor, shape: torch.Size) -> torch.Tensor:
+        """As `decode`, of what a reducer combined, whose every value is needed.
+
+        Raises:
+            AllreduceException: it cannot be read.
+        """
+        try:
+            return self.decode(part, shape)
+        except BadTensors as error:
+            raise AllreduceException(f"sent a part that cannot be read: {error}") from error
 
 
 @dataclass(slots=True)
@@ -58,7 +75,8 @@ class _Slot:
     """One part on its way: the pieces that came, by sender, and the future that all senders wait for."""
 
     future: asyncio.Future[PartSum]
-    pieces: list[torch.Tensor | None] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    awaited: int = 0
     takers: int = 0
 
 
@@ -71,19 +89,21 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
         num_senders: int,
         *,
         codec: PartCodec,
-        combine: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+        combine: Combine,
+        settle: Settle,
     ) -> None:
         super().__init__(part_shapes, num_senders)
-        self._codec, self._combine = codec, combine
+        self._codec, self._combine, self._note = codec, combine, settle
         self.failure: Exception | None = None
         self.failed = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._slots: dict[int, _Slot] = {
-            index: _Slot(future=loop.create_future(), pieces=[None] * num_senders) for index in range(len(part_shapes))
+            index: _Slot(future=loop.create_future(), pieces=[None] * num_senders, awaited=num_senders)
+            for index in range(len(part_shapes))
         }
 
     async def accumulate_part(
-        self, sender_index: int, part_index: int, tensor_part: torch.Tensor, weight: float = 1.0
+        self, sender_index: int, part_index: int, tensor_part: Piece, weight: float = 1.0
     ) -> PartSum:
         """Take one sender's piece, wait for all others', return the sum. `weight` is the sender's claim: ignored."""
         if self.failure is not None:
@@ -93,10 +113,9 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
         self.num_parts_received[sender_index] += 1
         slot = self._slots[part_index]
         slot.pieces[sender_index] = tensor_part
-        if all(piece is not None for piece in slot.pieces):
-            job = asyncio.get_running_loop().run_in_executor(
-                None, self._finish, [piece for piece in slot.pieces if piece is not None]
-            )
+        slot.awaited -= 1
+        if not slot.awaited:
+            job = asyncio.get_running_loop().run_in_executor(None, self._finish, part_index, slot.pieces)
             job.add_done_callback(functools.partial(self._settle, slot))
         result = await asyncio.shield(slot.future)  # a branch: the sender's end must not cancel what others wait for
         slot.takers += 1
@@ -126,13 +145,18 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
     def __del__(self) -> None:  # the base class touches futures here, whose loop may be gone
         pass
 
-    def _finish(self, pieces: Sequence[torch.Tensor]) -> PartSum:
-        summed = self._combine(pieces)
-        if not merge.is_finite(summed):
+    def _finish(self, part_index: int, pieces: Sequence[Piece]) -> PartSum:
+        try:
+            combined = self._combine(part_index, pieces)
+        except BadTensors as error:
+            raise AllreduceException(str(error)) from error
+        if not merge.is_finite(combined):
             raise AllreduceException("the sum of a part is not finite")
-        part = self._codec.encode(summed)
+        part = self._codec.encode(combined)
         message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=part)
-        return PartSum(message=message, tensor=self._codec.decode(part, summed.shape))
+        decoded = self._codec.decode_sum(part, combined.shape)
+        self._note(part_index, combined, decoded)
+        return PartSum(message=message, tensor=decoded)
 
     def _settle(self, slot: _Slot, job: asyncio.Future[PartSum]) -> None:
         slot.pieces = []

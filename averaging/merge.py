@@ -1,6 +1,6 @@
 """Tensor maths of a round: one flat vector per class and back, the digest of a result, and the mean as a reference.
 
-All tensors are fp32 on the CPU. The all-reduce only sums, so that each sender scales by its own share before.
+All tensors are fp32 on the CPU.
 """
 
 from __future__ import annotations
@@ -11,37 +11,54 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from averaging.errors import BadTensors
+from averaging.robust import Segment
 from blocks.spans import UnitId
 
 UnitTensors = Mapping[str, torch.Tensor]
 """One unit's tensors by name: fp32 on the CPU."""
 
 
-def flatten(
-    units: Sequence[UnitId], tensors: Mapping[UnitId, UnitTensors], shares: Mapping[UnitId, float]
-) -> torch.Tensor:
-    """The class's vector: units in the given order, their tensors by name, each times its unit's share.
+def check(units: Sequence[UnitId], tensors: Mapping[UnitId, UnitTensors]) -> None:
+    """Refuse to take part with tensors that no round can carry.
 
     Raises:
         BadTensors: a unit is missing, empty, not fp32 on the CPU, or not finite.
     """
-    pieces = []
     for unit in units:
-        for name, tensor in sorted(_own(unit, tensors).items()):
+        if not tensors.get(unit):
+            raise BadTensors(f"{unit} was announced for the round but is not held any more")
+        for name, tensor in tensors[unit].items():
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise BadTensors(f"{unit} {name} is {tensor.dtype} on {tensor.device}; rounds take float32 on the CPU")
-            # A share of 0 must give 0 even for values that would overflow, and finite values are checked all the same.
-            pieces.append(tensor.detach().reshape(-1) * shares[unit])
-    vector = torch.cat(pieces)
-    if not is_finite(vector):
-        raise BadTensors(f"units {units[0]} to {units[-1]} hold values that are not finite; the step has diverged")
-    return vector
+            if not is_finite(tensor):
+                raise BadTensors(f"{unit} {name} holds values that are not finite; the step has diverged")
+
+
+def flatten(units: Sequence[UnitId], tensors: Mapping[UnitId, UnitTensors]) -> torch.Tensor:
+    """The class's vector: units in the given order, their tensors by name. They have passed `check`."""
+    return torch.cat([tensor.detach().reshape(-1) for unit in units for _, tensor in sorted(tensors[unit].items())])
+
+
+def segments(
+    units: Sequence[UnitId], tensors: Mapping[UnitId, UnitTensors], shares: Mapping[UnitId, tuple[float, ...]]
+) -> tuple[Segment, ...]:
+    """Where in `flatten(units, tensors)` each holder's values count for how much."""
+    found: list[Segment] = []
+    offset = 0
+    for unit in units:
+        size = sum(tensor.numel() for tensor in tensors[unit].values())
+        if found and found[-1].shares == shares[unit]:
+            found[-1] = Segment(start=found[-1].start, stop=offset + size, shares=shares[unit])
+        else:
+            found.append(Segment(start=offset, stop=offset + size, shares=shares[unit]))
+        offset += size
+    return tuple(found)
 
 
 def unflatten(
     vector: torch.Tensor, units: Sequence[UnitId], like: Mapping[UnitId, UnitTensors]
 ) -> dict[UnitId, dict[str, torch.Tensor]]:
-    """The inverse of `flatten` without the scaling: views of `vector`, with the shapes of `like`."""
+    """The inverse of `flatten`: views of `vector`, with the shapes of `like`."""
     num_values = sum(tensor.numel() for unit in units for tensor in like[unit].values())
     if num_values != vector.numel():
         raise ValueError(f"{vector.numel()} values do not fill units of {num_values}")
@@ -52,14 +69,6 @@ def unflatten(
         for name, tensor in sorted(like[unit].items()):
             result[unit][name] = vector[offset : offset + tensor.numel()].view(tensor.shape)
             offset += tensor.numel()
-    return result
-
-
-def total(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum, in the given order, so that the result does not depend on who came first."""
-    result = pieces[0].clone()
-    for piece in pieces[1:]:
-        result.add_(piece)
     return result
 
 
@@ -83,10 +92,3 @@ def weighted_mean(values: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     for value, weight in zip(values, weights, strict=True):
         result += value.double() * (weight / weight_sum)
     return result.float()
-
-
-def _own(unit: UnitId, tensors: Mapping[UnitId, UnitTensors]) -> UnitTensors:
-    found = tensors.get(unit)
-    if not found:
-        raise BadTensors(f"{unit} was announced for the round but is not held any more")
-    return found

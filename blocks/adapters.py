@@ -12,16 +12,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
-from transformers import PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from blocks.errors import BadAdapter
 from blocks.frozen_lora import freeze_on, thaw
@@ -30,6 +27,7 @@ from blocks.part import whole_on_meta
 from blocks.skip import find_layers
 from blocks.source import ModelSource, read_config
 from blocks.spans import UnitId, parse_unit, unit_of
+from blocks.targets import Targets, target_names, uses_conv1d
 
 LIVE = "live"
 MAX_RANK = 1024
@@ -38,9 +36,6 @@ UnitTensors = Mapping[str, Tensor]
 """One unit's tensors: name inside the block, such as `self_attn.q_proj.lora_A`, sorted; fp32, on the CPU."""
 
 _KINDS = ("lora_A", "lora_B")
-_QUERY_VALUE = ("q_proj", "v_proj")
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_EXPERT_NAMES = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TARGET = re.compile(r"[A-Za-z0-9_.]{1,128}")
@@ -51,6 +46,8 @@ class LoraSettings:
     """What all peers of a run agree on about its LoRA (Hu et al. 2021); `seed` makes them start equal.
 
     `targets` are names of linear modules inside a block; `auto` takes peft's choice for the family, or all of them.
+    `own_rank` alone is this peer's: it trains the leading rows of the run's factors only (0: all of them). The scale is
+    alpha / rank all the same, so that its part of the factors means what it means in the whole.
 
     Raises:
         BadAdapter: a value is out of range.
@@ -60,14 +57,17 @@ class LoraSettings:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: tuple[str, ...] | Literal["auto"] = "auto"
+    targets: Targets = "auto"
     seed: int
+    own_rank: int = 0
 
     def __post_init__(self) -> None:
         if _NAME.fullmatch(self.name) is None:
             raise BadAdapter(f"adapter.name is '{self.name[:80]}'; use 1 to 64 letters, digits, '_' or '-'")
         if not 1 <= self.rank <= MAX_RANK:
             raise BadAdapter(f"adapter.rank is {self.rank}; use 1 to {MAX_RANK}")
+        if not 0 <= self.own_rank <= self.rank:
+            raise BadAdapter(f"the rank of this peer is {self.own_rank}; use 1 to {self.rank}, the run's")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise BadAdapter(f"adapter.alpha is {self.alpha}; use a positive number")
         if not 0.0 <= self.dropout < 1.0:
@@ -78,6 +78,16 @@ class LoraSettings:
             self.targets and all(isinstance(target, str) and _TARGET.fullmatch(target) for target in self.targets)
         ):
             raise BadAdapter(f"adapter.targets is {self.targets!r}; use 'auto' or names such as q_proj")
+
+    @property
+    def live_rank(self) -> int:
+        """The rank that is trained here."""
+        return self.own_rank or self.rank
+
+    @property
+    def scaling(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / self.rank
 
 
 def attach(model: SpanModel, settings: LoraSettings) -> None:
@@ -91,15 +101,15 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
     names = [
         f"{model.cut.layers_name}.{number}.{name}"
         for number, layer in model.cut.held.items()
-        for name in target_names(layer, settings, model.config)
+        for name in target_names(layer, settings.targets, model.config)
     ]
     if not names:
         raise BadAdapter(
             f"blocks {model.span} of {model.source.name} have no module {settings.targets}; change targets"
         )
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
+        r=settings.live_rank,
+        lora_alpha=settings.scaling * settings.live_rank,
         lora_dropout=settings.dropout,
         target_modules=names,
         fan_in_fan_out=uses_conv1d(model.cut.held[model.span.start]),
@@ -115,38 +125,6 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
         for unit, parameters in parameters_by_unit(model).items():
             for name, parameter in parameters.items():
                 parameter.copy_(initial_tensor(settings.seed, unit, name, tuple(parameter.shape)))
-
-
-def target_names(layer: nn.Module, settings: LoraSettings, config: PretrainedConfig) -> list[str]:
-    """The linear modules of one block, by their names in it, that the settings put a LoRA on.
-
-    `auto` is peft's choice for the family, else the queries and values, else all linear modules.
-
-    Raises:
-        BadAdapter: a target names the feed-forward of a mixture of experts, which peft takes for its fused experts.
-    """
-    linear = [name for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    experts = has_experts(config)
-    usable = [name for name in linear if not experts or name.rpartition(".")[2] not in _EXPERT_NAMES]
-    targets = settings.targets
-    if targets == "auto":
-        default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(str(config.model_type))
-        targets = tuple(default) if isinstance(default, list) else _QUERY_VALUE
-        if targets == _QUERY_VALUE and not _matching(usable, targets):
-            return usable
-    if experts and any(target.rpartition(".")[2] in _EXPERT_NAMES for target in targets):
-        raise BadAdapter(f"adapter.targets {targets} are fused into experts in {config.model_type}; target attention")
-    return _matching(usable, targets)
-
-
-def has_experts(config: PretrainedConfig) -> bool:
-    """Whether some layers are mixtures of experts."""
-    return any(getattr(config.get_text_config(), name, None) for name in _EXPERT_COUNTS)
-
-
-def uses_conv1d(layer: nn.Module) -> bool:
-    """Whether the family keeps its weights transposed, as GPT-2 does, which peft wants to be told."""
-    return any(isinstance(module, Conv1D) for module in layer.modules())
 
 
 def initial_tensor(seed: int, unit: UnitId, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -258,7 +236,7 @@ def add_version(model: SpanModel, label: str, units: Mapping[UnitId, UnitTensors
         for lora in _all_lora(model):
             for kind in _KINDS:
                 modules = cast(nn.ModuleDict, getattr(lora, kind))
-                modules[label] = _frozen_copy(cast(nn.Linear, modules[LIVE]))
+                modules[label] = _frozen_copy(cast(nn.Linear, modules[LIVE]), kind, settings_of(model).rank)
             cast(nn.ModuleDict, lora.lora_dropout)[label] = nn.Identity()
             lora.scaling[label] = lora.scaling[LIVE]
         write_units(model, units, label)
@@ -322,11 +300,29 @@ def unit_digest(tensors: UnitTensors) -> bytes:
 
 
 def unit_shapes(model: SpanModel) -> dict[UnitId, dict[str, tuple[int, ...]]]:
-    """The names and shapes of the tensors of every held unit."""
+    """The names and shapes of the tensors of every held unit, at the run's rank."""
+    rank = settings_of(model).rank
     return {
-        unit: {name: tuple(parameter.shape) for name, parameter in named.items()}
+        unit: {
+            name: (rank, parameter.shape[1]) if name.endswith("lora_A") else (parameter.shape[0], rank)
+            for name, parameter in named.items()
+        }
         for unit, named in parameters_by_unit(model).items()
     }
+
+
+def first_units(model: SpanModel) -> dict[UnitId, dict[str, Tensor]]:
+    """Every held unit as the run's seed makes it, at the run's rank."""
+    seed = settings_of(model).seed
+    return {
+        unit: {name: initial_tensor(seed, unit, name, shape) for name, shape in shapes.items()}
+        for unit, shapes in unit_shapes(model).items()
+    }
+
+
+def at_rank(tensors: UnitTensors, rank: int) -> dict[str, Tensor]:
+    """The leading `rank` rows of A and columns of B: what a peer of that rank trains."""
+    return {name: t[:rank] if name.endswith("lora_A") else t[:, :rank] for name, t in tensors.items()}
 
 
 def all_unit_shapes(settings: LoraSettings, source: ModelSource) -> dict[UnitId, dict[str, tuple[int, ...]]]:
@@ -336,7 +332,7 @@ def all_unit_shapes(settings: LoraSettings, source: ModelSource) -> dict[UnitId,
     found: dict[UnitId, dict[str, tuple[int, ...]]] = {}
     for number, layer in enumerate(layers):
         shapes: dict[str, tuple[int, ...]] = {}
-        for name in target_names(layer, settings, config):
+        for name in target_names(layer, settings.targets, config):
             weight = cast(Tensor, layer.get_submodule(name).weight)
             outputs, inputs = weight.shape if isinstance(layer.get_submodule(name), nn.Linear) else weight.shape[::-1]
             shapes[f"{name}.lora_A"] = (settings.rank, inputs)
@@ -358,10 +354,6 @@ def block_of(unit: UnitId) -> int:
     return parse_unit(unit)[1]
 
 
-def _matching(names: list[str], targets: tuple[str, ...]) -> list[str]:
-    return [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]
-
-
 def _lora_layers(layer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in layer.named_modules():
         if isinstance(module, LoraLayer):
@@ -374,12 +366,15 @@ def _all_lora(model: SpanModel) -> Iterator[LoraLayer]:
             yield lora
 
 
-def _frozen_copy(linear: nn.Linear) -> nn.Linear:
+def _frozen_copy(linear: nn.Linear, kind: str, rank: int) -> nn.Linear:
+    """A factor at the run's rank; what is trained here may be of a smaller one, and the rest is zero."""
+    inputs, outputs = (linear.in_features, rank) if kind == "lora_A" else (rank, linear.out_features)
     with torch.random.fork_rng(devices=[]):  # a new Linear draws weights; nobody else's dice are to move
-        copied = nn.Linear(linear.in_features, linear.out_features, bias=False, dtype=torch.float32)
+        copied = nn.Linear(inputs, outputs, bias=False, dtype=torch.float32)
     copied.to(linear.weight.device)
     with torch.no_grad():
-        copied.weight.copy_(linear.weight)
+        copied.weight.zero_()
+        copied.weight[: linear.out_features, : linear.in_features].copy_(linear.weight)
     return copied.requires_grad_(False)
 
 

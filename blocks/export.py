@@ -13,12 +13,13 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from blocks.adapters import LoraSettings, UnitTensors, all_unit_shapes, block_of, check_unit, uses_conv1d
+from blocks.adapters import LoraSettings, UnitTensors, all_unit_shapes, block_of, check_unit
 from blocks.errors import BadAdapter
 from blocks.part import whole_on_meta
 from blocks.skip import find_layers
 from blocks.source import ModelSource, read_config
 from blocks.spans import UnitId
+from blocks.targets import uses_conv1d
 
 
 def export_adapter(

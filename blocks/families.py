@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache
 
-from blocks.adapters import LoraSettings, has_experts
+from blocks.adapters import LoraSettings
 from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
 from blocks.compute import SpanCompute
@@ -29,6 +29,7 @@ from blocks.part import whole_on_meta
 from blocks.self_check import check_gradients
 from blocks.source import ModelSource, find_model, refuse_unsupported
 from blocks.spans import Span
+from blocks.targets import has_experts
 
 Outcome = Literal["works", "refused", "differs", "fails", "not tried"]
 

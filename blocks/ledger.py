@@ -42,6 +42,15 @@ class _Entry:
     is_open: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """Work on one block that a round weighs: committed samples and tokens with a label, and optimizer steps."""
+
+    samples: int = 0
+    tokens: int = 0
+    steps: int = 0
+
+
 @dataclass(slots=True)
 class Tally:
     """What has been counted for one block since its last step and since its last round."""
@@ -49,7 +58,14 @@ class Tally:
     samples: int = 0
     tokens: int = 0
     round_samples: int = 0
+    round_tokens: int = 0
+    round_steps: int = 0
     total_samples: int = 0
+
+    @property
+    def since_round(self) -> Counted:
+        """What the next round weighs."""
+        return Counted(samples=self.round_samples, tokens=self.round_tokens, steps=self.round_steps)
 
 
 @dataclass(slots=True)
@@ -119,6 +135,7 @@ class Ledger:
             tally.samples += entry.samples
             tally.tokens += entry.tokens
             tally.round_samples += entry.samples
+            tally.round_tokens += entry.tokens
             tally.total_samples += entry.samples
         return fresh
 
@@ -151,12 +168,15 @@ class Ledger:
         tally = self.tallies[block]
         closed = Tally(samples=tally.samples, tokens=tally.tokens)
         tally.samples = tally.tokens = 0
+        tally.round_steps += 1
         return closed
 
-    def round_done(self, block: int, *, counted_samples: int, total_samples: int) -> None:
+    def round_done(self, block: int, *, counted: Counted, total_samples: int) -> None:
         """A round was applied to `block`: what it weighed is done, what came since stays for the next."""
         tally = self.tallies[block]
-        tally.round_samples = max(0, tally.round_samples - counted_samples)
+        tally.round_samples = max(0, tally.round_samples - counted.samples)
+        tally.round_tokens = max(0, tally.round_tokens - counted.tokens)
+        tally.round_steps = max(0, tally.round_steps - counted.steps)
         tally.total_samples = total_samples + tally.round_samples
 
     def _life_of(self, microbatch: MicrobatchId) -> _Life:

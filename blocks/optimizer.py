@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
 from blocks.errors import BadAdapter
+from blocks.local_rules import LocalRule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Moments = dict[str, dict[str, torch.Tensor]]
@@ -30,7 +31,8 @@ class OptimizerConfig:
     """AdamW and its schedule. Samples, not steps, are the clock: all peers of a run see the same one.
 
     `schedule` is constant, linear (to zero at `total_samples`) or cosine (likewise). `clip_norm` bounds the norm of
-    each *unit's* gradient, so that it does not depend on which host holds what; 0 is off.
+    each *unit's* gradient, so that it does not depend on which host holds what; 0 is off. `local` is what the run's
+    rounds add to gradients before that.
     """
 
     learning_rate: float = 2e-4
@@ -39,6 +41,7 @@ class OptimizerConfig:
     schedule: str = "constant"
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    local: LocalRule = field(default_factory=LocalRule)
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear", "cosine"):
@@ -75,6 +78,8 @@ class UnitOptimizer:
 
         Nothing changes where that norm is not finite: one overflow would be in the moments for good.
         """
+        if not gradients:
+            return 0.0
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])))
         if not math.isfinite(norm):
             return norm
@@ -104,18 +109,26 @@ class UnitOptimizer:
         self.take(self.parse(state))
 
     def parse(self, state: Mapping[str, torch.Tensor]) -> Moments:
-        """Check moments from outside, for `take`; nothing changes. Raises as `write` does."""
-        if not state:
-            return {}
-        return {name: self._checked(name, parameter, state) for name, parameter in self._parameters.items()}
+        """Check moments from outside, for `take`; nothing changes. Raises as `write` does.
+
+        A tensor that was never stepped has none: rules of rounds may train half of a unit at a time.
+        """
+        known = {key.rpartition("/")[0] for key in state}
+        return {
+            name: self._checked(name, parameter, state) for name, parameter in self._parameters.items() if name in known
+        }
 
     def take(self, moments: Moments) -> None:
         """Put parsed moments in place; none leave the state as it is."""
         self._moments.update(moments)
 
+    def reset(self) -> None:
+        """Begin anew, as before the first step."""
+        self._moments = {}
+
     def _apply(self, gradients: Mapping[str, torch.Tensor], samples: int) -> None:
         """AdamW as a function: the class of it imports torch's compiler, seconds in which a host does nothing else."""
-        names = list(self._parameters)
+        names = list(gradients)
         parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
         moments = [self._moments.get(name) or _no_moments(self._parameters[name]) for name in names]
         with torch.no_grad():
@@ -134,7 +147,7 @@ class UnitOptimizer:
                 eps=_EPSILON,
                 maximize=False,
             )
-        self._moments = dict(zip(names, moments, strict=True))
+        self._moments.update(zip(names, moments, strict=True))
 
     def _checked(
         self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blocks.adapters import LIVE, block_of, has_experts, parameters_by_unit, use_version
+from blocks.adapters import LIVE, block_of, parameters_by_unit, use_version
 from blocks.compute import SpanCompute
 from blocks.errors import WrongGradient
 from blocks.spans import Span
+from blocks.targets import has_experts
 
 _TOKENS = 8
 _MAX_BLOCKS = 8  # of a span: its blocks differ in values, rarely in kernels, and a start should be quick

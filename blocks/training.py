@@ -50,7 +50,10 @@ def dropout_seed(run_seed: int, microbatch: MicrobatchId) -> int:
 
 
 class SpanTrainer:
-    """The training half of a host. Start `run()` in a task group; it makes the steps that commits call for."""
+    """The training half of a host. Start `run()` in a task group; it makes the steps that commits call for.
+
+    `unit_steps` belongs to the compute thread.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class SpanTrainer:
         self._work = OpenWork(ledger, limits, clock)
         self._adapter = compute.settings.name
         self._seed = compute.settings.seed
-        self._units = UnitSteps(parameters_by_unit(compute.model), optimizer)
+        self.unit_steps = UnitSteps(parameters_by_unit(compute.model), optimizer)
         self._admitting = asyncio.Event()
         self._admitting.set()
         self._due = asyncio.Event()
@@ -119,7 +122,7 @@ class SpanTrainer:
         counted = {unit: gradients[unit] for unit in self._units_of(fresh) if unit in gradients}
         # Submitted before anything is awaited, so that the compute thread adds in the order of the books; and not to be
         # cancelled, as it is counted now.
-        added = self._thread.submit(Priority.STEP, lambda: self._units.add(counted))
+        added = self._thread.submit(Priority.STEP, lambda: self.unit_steps.add(counted))
         if self.ledger.due():
             if not self._mutating.locked():  # a round may take minutes, and no step is made before it ends
                 self._admitting.clear()
@@ -184,18 +187,6 @@ class SpanTrainer:
         """Samples that the whole swarm has counted per block, from its records: the clock of the schedule."""
         self._swarm_samples = dict(samples_by_block)
 
-    def read_moments(self) -> dict[UnitId, dict[str, torch.Tensor]]:
-        """Optimizer state by unit (see UnitOptimizer.read). Call in the compute thread."""
-        return self._units.read_moments()
-
-    def write_moments(self, moments: Mapping[UnitId, Mapping[str, torch.Tensor]]) -> None:
-        """Take optimizer state for some units. Call in the compute thread.
-
-        Raises:
-            BadAdapter: some state does not fit; nothing was changed.
-        """
-        self._units.write_moments(moments)
-
     def _compute_forward(self, microbatch: Microbatch, kept: Kept) -> torch.Tensor:
         """In the compute thread, where the stashes of all earlier forwards are known."""
         output, kept.stash = self._compute.forward_train(
@@ -223,7 +214,7 @@ class SpanTrainer:
 
     def _units_of(self, blocks: Iterable[int]) -> list[UnitId]:
         units = (unit_of(self._adapter, block) for block in sorted(blocks))
-        return [unit for unit in units if unit in self._units.units]
+        return [unit for unit in units if unit in self.unit_steps.units]
 
     async def _step_due(self) -> None:
         """Close the books of the due blocks here, on the loop; the compute thread does the sums in the same order."""
@@ -235,6 +226,6 @@ class SpanTrainer:
             samples = max(before, self._swarm_samples.get(block, 0) - closed.samples)
             due += [DueStep(unit=unit, tokens=closed.tokens, samples=samples) for unit in self._units_of([block])]
         if due:
-            made = self._thread.submit(Priority.STEP, lambda: self._units.step(due))
+            made = self._thread.submit(Priority.STEP, lambda: self.unit_steps.step(due))
             await asyncio.shield(asyncio.wrap_future(made))  # its books are closed: it is made even if nobody waits
             self.steps += 1

@@ -9,14 +9,18 @@ import torch
 
 from blocks.spans import UnitId
 
+OUTER_PREFIX = "outer/"
+MOMENT_PREFIX = "moments/"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitState:
     """One unit after its last completed round.
 
     `round` is the round that it last took part in (0: the run's seed); `weight` the samples that round weighed, which
-    orders two outcomes of the same round; `total_samples` what the unit has learnt from in all. `tensors` and `moments`
-    are fp32 on the CPU; `digest` is the sha256 of `tensors` (see adapters.unit_digest).
+    orders two outcomes of the same round; `total_samples` what the unit has learnt from in all. `outer` is what the
+    holders agree on besides (see averaging.unit_round). All tensors are fp32 on the CPU; `digest` is the sha256 of
+    `agreed` (see adapters.unit_digest). `moments` are one holder's own.
     """
 
     unit: UnitId
@@ -25,9 +29,38 @@ class UnitState:
     total_samples: int
     digest: bytes
     tensors: Mapping[str, torch.Tensor]
+    outer: Mapping[str, torch.Tensor] = field(default_factory=dict)
     moments: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def version(self) -> tuple[int, float, bytes]:
         """The order in which replicas give way: newest round, then more samples, then the larger digest."""
         return self.round, self.weight, self.digest
+
+
+def agreed(tensors: Mapping[str, torch.Tensor], outer: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All that is equal on a unit's holders, under one set of names."""
+    return {**tensors, **{f"{OUTER_PREFIX}{name}": tensor for name, tensor in outer.items()}}
+
+
+def split(
+    named: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors, outer state and moments from one set of names, as they travel and lie on disk."""
+    tensors: dict[str, torch.Tensor] = {}
+    outer: dict[str, torch.Tensor] = {}
+    moments: dict[str, torch.Tensor] = {}
+    for name, tensor in named.items():
+        if name.startswith(OUTER_PREFIX):
+            outer[name.removeprefix(OUTER_PREFIX)] = tensor
+        elif name.startswith(MOMENT_PREFIX):
+            moments[name.removeprefix(MOMENT_PREFIX)] = tensor
+        else:
+            tensors[name] = tensor
+    return tensors, outer, moments
+
+
+def joined(state: UnitState) -> dict[str, torch.Tensor]:
+    """The inverse of `split`."""
+    moments = {f"{MOMENT_PREFIX}{name}": tensor for name, tensor in state.moments.items()}
+    return {**agreed(state.tensors, state.outer), **moments}

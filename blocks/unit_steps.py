@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from blocks.local_rules import UnitTerms
 from blocks.optimizer import OptimizerConfig, UnitOptimizer, add_gradients, divided
 from blocks.spans import UnitId
 
@@ -29,6 +30,8 @@ class UnitSteps:
     """What was committed and not stepped, and how a step is made. Every method belongs in the compute thread."""
 
     def __init__(self, parameters: Mapping[UnitId, Mapping[str, nn.Parameter]], config: OptimizerConfig) -> None:
+        self._parameters = {unit: dict(named) for unit, named in parameters.items()}
+        self.terms = {unit: UnitTerms(config.local) for unit in parameters}
         self._optimizers = {unit: UnitOptimizer(named, config) for unit, named in parameters.items()}
         self._sums: dict[UnitId, dict[str, torch.Tensor] | None] = dict.fromkeys(self._optimizers)
 
@@ -48,13 +51,19 @@ class UnitSteps:
             total, self._sums[step.unit] = self._sums[step.unit], None
             if total is None:
                 continue
-            norm = self._optimizers[step.unit].step(divided(total, step.tokens), samples=step.samples)
+            gradients = self.terms[step.unit].adjust(self._parameters[step.unit], divided(total, step.tokens))
+            norm = self._optimizers[step.unit].step(gradients, samples=step.samples)
             if not math.isfinite(norm):
                 logger.warning("step left out: the gradients' sum is not finite unit=%s", step.unit)
 
     def read_moments(self) -> dict[UnitId, dict[str, torch.Tensor]]:
         """Optimizer state by unit (see UnitOptimizer.read)."""
         return {unit: optimizer.read() for unit, optimizer in self._optimizers.items()}
+
+    def reset_moments(self, units: Iterable[UnitId]) -> None:
+        """Forget optimizer state that belongs to factors which are no more."""
+        for unit in units:
+            self._optimizers[unit].reset()
 
     def write_moments(self, moments: Mapping[UnitId, Mapping[str, torch.Tensor]]) -> None:
         """Take optimizer state for some units.

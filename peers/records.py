@@ -32,6 +32,7 @@ ROLES = ("host", "trainer", "client", "keeper")
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
+_MAX_WINDOW_SECONDS = 60.0
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,64}")
 
 
@@ -76,10 +77,16 @@ def _read_span(value: object) -> Span:
     raise ValueError
 
 
-def _read_proposal(value: object) -> tuple[int, float]:
+Proposal = tuple[int, float, float]
+"""(round, DHT time at which it begins, seconds until its group closes)."""
+
+
+def _read_proposal(value: object) -> Proposal:
     match value:
-        case [int(number), float(start_at)] if 0 <= number <= _MAX_ROUND and math.isfinite(start_at):
-            return number, start_at
+        case [int(number), float(begin_at), float(window)] if (
+            0 <= number <= _MAX_ROUND and math.isfinite(begin_at) and 0 < window <= _MAX_WINDOW_SECONDS
+        ):
+            return number, begin_at, window
     raise ValueError
 
 
@@ -131,7 +138,8 @@ class PeerRecord:
 class ProgressRecord:
     """How far a host is. `samples` count since its last round; `digests` has 8 bytes for each block of `span`, or none.
 
-    `proposal` is (round, DHT time) when this peer proposes to start that round then.
+    `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
+    so many seconds later at the latest.
     """
 
     kind: ClassVar[str] = "progress"
@@ -142,8 +150,8 @@ class ProgressRecord:
     samples: int = wired(integer(0, 2**53))
     total_samples: int = wired(integer(0, 2**53))
     digests: bytes = wired(raw(DIGEST_BYTES * MAX_BLOCKS), default=b"")
-    proposal: tuple[int, float] | None = wired(
-        optional(Codec("a round and a moment", _read_proposal, list)), default=None
+    proposal: Proposal | None = wired(
+        optional(Codec("a round, a moment and a window", _read_proposal, list)), default=None
     )
     expires_at: float = wired(_MOMENT)
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from blocks.spans import UnitId
-from blocks.unit_state import UnitState
+from blocks.unit_state import UnitState, agreed, split
 from peers.errors import BadMessage, PeerLost, Refused
 from peers.messages import FetchUnit, StreamKind, UnitReply
 from peers.network import PeerId
 from peers.pool import Pool
-from peers.units_service import MOMENT_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,8 @@ async def fetch_unit(
     if len(set(reply.names)) != len(reply.names) or reply.weight < 0:
         raise PeerLost(f"peer {peer} sent {unit} with doubled names or a negative weight")
     named = dict(zip(reply.names, answer.tensors, strict=True))
-    tensors = {name: tensor for name, tensor in named.items() if not name.startswith(MOMENT_PREFIX)}
-    if digest(tensors) != reply.digest:
+    tensors, outer, own_moments = split(named)
+    if digest(agreed(tensors, outer)) != reply.digest:
         raise PeerLost(f"peer {peer} sent {unit} with a digest that does not match its tensors")
     return UnitState(
         unit=unit,
@@ -46,7 +45,8 @@ async def fetch_unit(
         total_samples=reply.total_samples,
         digest=reply.digest,
         tensors=tensors,
-        moments={n.removeprefix(MOMENT_PREFIX): t for n, t in named.items() if n.startswith(MOMENT_PREFIX)},
+        outer=outer,
+        moments=own_moments,
     )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from blocks.spans import UnitId
-from blocks.unit_state import UnitState
+from blocks.unit_state import UnitState, joined
 from peers.answering import Handler
 from peers.calls import Answer, Question
 from peers.errors import BadMessage, Refused
 from peers.messages import FetchUnit, RefusalCode, UnitReply
 from peers.network import PeerId
-
-MOMENT_PREFIX = "moments/"
 
 
 class UnitSource(Protocol):
@@ -36,7 +34,7 @@ class UnitsService(Handler):
         state = await self._source.read_unit(message.unit, moments=message.moments)
         if state is None:
             raise Refused(f"unit {message.unit} is not held here", RefusalCode.SPAN)
-        named = dict(state.tensors) | {f"{MOMENT_PREFIX}{name}": tensor for name, tensor in state.moments.items()}
+        named = joined(state)
         reply = UnitReply(
             unit=state.unit,
             round=state.round,

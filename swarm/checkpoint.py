@@ -1,6 +1,7 @@
 """A host's units on disk: safetensors with a checksum, written whole by atomic rename, the last two kept.
 
-Tensors are named `UNIT|TENSOR` and `UNIT|moments/TENSOR/…`; where each unit stands is in the file's metadata.
+Tensors are named `UNIT|TENSOR`, `UNIT|outer/…` and `UNIT|moments/TENSOR/…`; where each unit stands is in the file's
+metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from safetensors.torch import load, save
 
 from blocks.errors import BadSpan
 from blocks.spans import UnitId, parse_unit
-from blocks.unit_state import UnitState
+from blocks.unit_state import UnitState, joined, split
 from swarm.errors import BadCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ KEEP = 2
 _FORMAT = "swarmtune checkpoint 1"
 _NAME = re.compile(r"round-(\d{10})\.safetensors")
 _SEPARATOR = "|"
-_MOMENTS = "moments/"
 _CHECKSUM_BYTES = 32
 _MAX_BYTES = 16 << 30
 
@@ -55,10 +55,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     standing: dict[str, list[object]] = {}
     for unit, state in checkpoint.units.items():
         standing[unit] = [state.round, state.weight, state.total_samples, state.digest.hex()]
-        for name, tensor in state.tensors.items():
+        for name, tensor in joined(state).items():
             tensors[f"{unit}{_SEPARATOR}{name}"] = _own(tensor)
-        for name, tensor in state.moments.items():
-            tensors[f"{unit}{_SEPARATOR}{_MOMENTS}{name}"] = _own(tensor)
     metadata = {
         "format": _FORMAT,
         "run": checkpoint.run,
@@ -163,7 +161,9 @@ def _parse(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.
 
 def _unit(unit: UnitId, standing: tuple[int, float, int, bytes], tensors: Mapping[str, torch.Tensor]) -> UnitState:
     prefix = f"{unit}{_SEPARATOR}"
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own, outer, moments = split(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    )
     number, weight, total, digest = standing
     return UnitState(
         unit=unit,
@@ -171,8 +171,9 @@ def _unit(unit: UnitId, standing: tuple[int, float, int, bytes], tensors: Mappin
         weight=weight,
         total_samples=total,
         digest=digest,
-        tensors={name: tensor for name, tensor in own.items() if not name.startswith(_MOMENTS)},
-        moments={n.removeprefix(_MOMENTS): tensor for n, tensor in own.items() if n.startswith(_MOMENTS)},
+        tensors=own,
+        outer=outer,
+        moments=moments,
     )
 
 

@@ -61,6 +61,7 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 num_threads=options.threads or None,
                 nickname=options.nickname,
                 model=options.model,
+                lora_rank=options.lora_rank,
             ),
         )
         settle()

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
+from averaging.recipe import CODECS, LOCALS, MERGINGS, OUTERS, ROBUST, WEIGHTINGS, Recipe
 from blocks.spans import MAX_BLOCKS
 from peers.wire_format import WireFormat
 from swarm.errors import BadConfig
@@ -143,14 +144,37 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """When adapters are averaged."""
+    """When adapters are averaged, and by which rules (averaging/recipe.py)."""
 
     round_samples: int = _setting(
         256, Rule(help="samples of the whole run between two rounds", low=1, high=_MAX_SAMPLES)
     )
+    round_seconds: float = _setting(
+        0.0, Rule(help="a round begins after so many seconds with fewer samples too; 0 is never", low=0, high=2592000)
+    )
+    merging: str = _setting("mean", Rule(help="how adapters become one", choices=MERGINGS))
+    local: str = _setting("fedavg", Rule(help="how hosts train between rounds", choices=LOCALS))
+    proximal: float = _setting(0.01, Rule(help="strength of FedProx's pull to the last round", low=1e-9, high=100))
+    weighting: str = _setting("samples", Rule(help="what a host's update counts by", choices=WEIGHTINGS))
+    outer: str = _setting("none", Rule(help="optimizer that steps on what was merged", choices=OUTERS))
+    outer_learning_rate: float = _setting(0.7, Rule(help="of the outer optimizer", low=1e-9, high=100))
+    outer_momentum: float = _setting(0.9, Rule(help="of the outer optimizer; Adam's first beta", low=0, high=0.999999))
+    codec: str = _setting("fp32", Rule(help="how updates travel, what is lost added in the next round", choices=CODECS))
+    top_share: float = _setting(0.05, Rule(help="part of the values that codec topk sends", low=1e-6, high=1))
+    lossless: bool = _setting(False, Rule(help="compress what travels besides, where it pays"))
+    robust: str = _setting("none", Rule(help="mean that a few bad peers cannot move far", choices=ROBUST))
+    overlap: bool = _setting(False, Rule(help="train on while a round runs, its result one round late"))
 
     def __post_init__(self) -> None:
         _check("rounds", self)
+        try:
+            self.recipe()
+        except ValueError as error:
+            raise BadConfig(str(error)) from error
+
+    def recipe(self) -> Recipe:
+        """The rules, as `averaging` takes them."""
+        return Recipe(**{item.name: getattr(self, item.name) for item in fields(Recipe)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +266,10 @@ def _checked(name: str, value: object, kind: str, rule: Rule) -> object:
             return _checked_number(name, value, rule, whole=False)
         case "str":
             return _checked_text(name, value, rule)
+        case "bool":
+            if not isinstance(value, bool):
+                raise BadConfig(f"{name} is {value!r:.80}; use true or false")
+            return value
         case _:
             return _checked_names(name, value, rule)
 

@@ -156,4 +156,6 @@ def _toml(value: object) -> str:
         return f'"{escaped}"'
     if isinstance(value, list):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return repr(value)

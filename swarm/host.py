@@ -16,21 +16,11 @@ from pathlib import Path
 
 import torch
 
-from blocks.adapters import (
-    LoraSettings,
-    UnitTensors,
-    add_version,
-    check_unit,
-    drop_version,
-    read_units,
-    unit_digest,
-    unit_shapes,
-    write_units,
-)
+from averaging.unit_round import UnitInput, UnitRules
+from blocks.adapters import LoraSettings, add_version, drop_version, unit_shapes
 from blocks.cache import SessionCaches
 from blocks.compute import SpanCompute
-from blocks.errors import BadAdapter
-from blocks.ledger import Ledger
+from blocks.ledger import Counted, Ledger
 from blocks.load import SpanModel, load_span
 from blocks.open_work import TrainingLimits
 from blocks.optimizer import OptimizerConfig
@@ -44,6 +34,7 @@ from blocks.unit_state import UnitState
 from blocks.worker import ComputeThread, Priority
 from peers.decode_service import PLAIN_LABEL
 from swarm.checkpoint import Checkpoint, load_newest, save_checkpoint, select
+from swarm.unit_book import RoundResult, UnitBook
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +64,7 @@ class RunRules:
     lora: LoraSettings
     optimizer: OptimizerConfig
     batch_size: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundResult:
-    """What a round changes at one host: new values, the samples behind each, and how many of those were its own."""
-
-    number: int
-    applied: Mapping[UnitId, UnitTensors]
-    weights: Mapping[UnitId, float]
-    counted: Mapping[UnitId, float]
+    units: UnitRules
 
 
 class Host:
@@ -107,7 +89,7 @@ class Host:
         self.tokens_per_second = 0.0
         self.backward_tokens_per_second = 0.0
         self._compute, self._state = compute, state
-        self._units: dict[UnitId, UnitState] = {}
+        self._book = UnitBook(compute.model, self.trainer.unit_steps, rules.units)
         self._next_label = 0
 
     @property
@@ -123,15 +105,15 @@ class Host:
     @property
     def units(self) -> Mapping[UnitId, UnitState]:
         """Every held unit as of its last completed round, without moments."""
-        return self._units
+        return self._book.states
 
     def digests(self) -> dict[int, bytes]:
         """A short digest per block, of what is served."""
         return dict(self.shelf.newest.digests)
 
-    def weights(self) -> dict[UnitId, float]:
-        """Samples of each unit since its last round: what it weighs in the next."""
-        return {unit: float(self.trainer.ledger.tallies[parse_unit(unit)[1]].round_samples) for unit in self._units}
+    def counted(self) -> dict[UnitId, Counted]:
+        """The work on each unit since its last round: what it weighs in the next."""
+        return {unit: self.trainer.ledger.tallies[parse_unit(unit)[1]].since_round for unit in self.units}
 
     async def begin(self) -> None:
         """Start from the run's seed, or from this peer's last checkpoint; measure the device.
@@ -140,8 +122,8 @@ class Host:
             BadCheckpoint: the state directory belongs to another run.
         """
         await self.thread.run(Priority.STEP, self._begin)
-        for unit in self._units:
-            self._close_books(unit, counted=0)
+        for unit in self.units:
+            self._close_books(unit, Counted())
 
     async def run(self) -> None:
         """Make optimizer steps as they fall due, until cancelled."""
@@ -149,19 +131,19 @@ class Host:
 
     async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
         """See peers.units_service.UnitSource."""
-        state = self._units.get(unit)
+        state = self.units.get(unit)
         if state is None or not moments:
             return state
-        found = await self.thread.run(Priority.STEP, self.trainer.read_moments)
+        found = await self.thread.run(Priority.STEP, self.trainer.unit_steps.read_moments)
         return replace(state, moments=found[unit])
 
-    async def read_live(self) -> dict[UnitId, UnitTensors]:
-        """Copies of what is being trained, at a step boundary; fp32 on the CPU."""
-        return await self.thread.run(Priority.STEP, lambda: read_units(self.model))
+    async def read_inputs(self) -> dict[UnitId, UnitInput]:
+        """What a round takes: copies of what is being trained, at a step boundary, and what it began from."""
+        return await self.thread.run(Priority.STEP, self._book.inputs)
 
     @asynccontextmanager
     async def in_round(self) -> AsyncIterator[None]:
-        """No optimizer step inside: what `read_live` gives stays true until `apply` replaces it."""
+        """No optimizer step inside: what `read_inputs` gives stays true until `apply` replaces it."""
         async with self.trainer.frozen():
             yield
 
@@ -170,7 +152,7 @@ class Host:
         async with self.trainer.drained():
             await self.thread.run(Priority.STEP, lambda: self._write_round(result))
             for unit in result.applied:
-                self._close_books(unit, counted=round(result.counted[unit]))
+                self._close_books(unit, result.counted[unit])
 
     async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
         """Take other holders' newer state, moments included where they came along, and stand at round `number`.
@@ -179,9 +161,10 @@ class Host:
             BadAdapter: tensors do not fit; nothing was changed.
         """
         async with self.trainer.frozen(), self.trainer.drained():
+            lost = self.counted()  # what was trained on the old state goes with it, and must not be weighed
             await self.thread.run(Priority.STEP, lambda: self._adopt(states, number))
             for unit in states:
-                self._close_books(unit, counted=0)
+                self._close_books(unit, lost[unit])
 
     async def checkpoint(self) -> None:
         """Write all units as of the last round to disk.
@@ -189,8 +172,8 @@ class Host:
         Raises:
             BadCheckpoint: it cannot be written.
         """
-        moments = await self.thread.run(Priority.STEP, self.trainer.read_moments)
-        units = {unit: replace(state, moments=moments[unit]) for unit, state in self._units.items()}
+        moments = await self.thread.run(Priority.STEP, self.trainer.unit_steps.read_moments)
+        units = {unit: replace(state, moments=moments[unit]) for unit, state in self.units.items()}
         checkpoint = Checkpoint(run=self.rules.run, layout=self.rules.layout, round=self.round, units=units)
         await asyncio.to_thread(save_checkpoint, self._state / "checkpoints", checkpoint)
 
@@ -203,65 +186,41 @@ class Host:
         """End the compute thread."""
         self.thread.close()
 
-    def _close_books(self, unit: UnitId, *, counted: int) -> None:
+    def _close_books(self, unit: UnitId, counted: Counted) -> None:
         """On the loop, like all that the ledger is told: what a round weighed is done, what came since stays."""
-        total = self._units[unit].total_samples
-        self.trainer.ledger.round_done(parse_unit(unit)[1], counted_samples=counted, total_samples=total)
+        total = self.units[unit].total_samples
+        self.trainer.ledger.round_done(parse_unit(unit)[1], counted=counted, total_samples=total)
 
     def _begin(self) -> None:
-        live = read_units(self.model)
+        self._book.begin()
         plain = {
-            unit: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()} for unit, tensors in live.items()
+            unit: {name: torch.zeros(shape) for name, shape in shapes.items()}
+            for unit, shapes in unit_shapes(self.model).items()
         }
         add_version(self.model, PLAIN_LABEL, plain)  # B is zero, so this is the base model to the bit
-        self._units = {
-            unit: UnitState(unit=unit, round=0, weight=0.0, total_samples=0, digest=unit_digest(t), tensors=t)
-            for unit, t in live.items()
-        }
         number = 0
         found = load_newest(self._state / "checkpoints", run=self.rules.run, layout=self.rules.layout)
         if found is not None:
             number = found.round
-            self._take(select(found.units, list(self._units)))
+            self._book.take(select(found.units, list(self.units)))
             logger.info("resumed round=%d units=%d", found.round, len(found.units))
         self._publish(number)
         self._measure()
 
     def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
-        self._take(states)
+        self._book.take(states)
         self._publish(number)
 
-    def _take(self, states: Mapping[UnitId, UnitState]) -> None:
-        shapes = unit_shapes(self.model)
-        for unit, state in states.items():
-            if unit not in shapes:
-                raise BadAdapter(f"unit {unit} is not in the span {self.span}")
-            check_unit(unit, state.tensors, shapes[unit])
-        self.trainer.write_moments({unit: state.moments for unit, state in states.items()})
-        write_units(self.model, {unit: state.tensors for unit, state in states.items()})
-        for unit, state in states.items():
-            self._units[unit] = replace(state, moments={})
-
     def _write_round(self, result: RoundResult) -> None:
-        write_units(self.model, result.applied)
-        for unit, tensors in result.applied.items():
-            total = self._units[unit].total_samples + round(result.weights[unit])
-            self._units[unit] = UnitState(
-                unit=unit,
-                round=result.number,
-                weight=result.weights[unit],
-                total_samples=total,
-                digest=unit_digest(tensors),
-                tensors=tensors,
-            )
+        self._book.apply(result)
         self._publish(result.number)
 
     def _publish(self, number: int) -> None:
         label = f"snapshot-{self._next_label}"
         self._next_label += 1
-        add_version(self.model, label, {unit: state.tensors for unit, state in self._units.items()})
+        add_version(self.model, label, {unit: state.tensors for unit, state in self.units.items()})
         digests = dict.fromkeys(self.span.blocks(), bytes(DIGEST_BYTES))  # a block may have no adapter
-        digests |= {parse_unit(unit)[1]: state.digest[:DIGEST_BYTES] for unit, state in self._units.items()}
+        digests |= {parse_unit(unit)[1]: state.digest[:DIGEST_BYTES] for unit, state in self.units.items()}
         self.drop_versions(self.shelf.add(Snapshot(label=label, round=number, digests=digests)))
 
     def _measure(self) -> None:

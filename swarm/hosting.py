@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from averaging.averager import Averager, Link
-from averaging.config import AveragingConfig
 from averaging.hivemind_exchange import HivemindExchange
 from blocks.adapters import layout_digest
 from blocks.errors import BadSpan
@@ -33,7 +32,7 @@ from swarm.errors import BadCheckpoint
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
 from swarm.run_model import check_weights, find_run_model
-from swarm.run_rules import lora_settings, optimizer_config
+from swarm.run_rules import averaging_config, lora_settings, optimizer_config, unit_rules
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -49,7 +48,8 @@ _MEMORY_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for 
 class HostingConfig:
     """What a person says about one host. `span` None: the span that the swarm lacks most, as long as memory allows.
 
-    `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's.
+    `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's, and so is a
+    `lora_rank` of 0.
     """
 
     cache_dir: Path
@@ -61,6 +61,7 @@ class HostingConfig:
     num_threads: int | None = None
     nickname: str = ""
     model: str | None = None
+    lora_rank: int = 0
 
 
 class Announcer:
@@ -140,7 +141,8 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     await asyncio.to_thread(check_weights, source, spec, span.blocks())
     logger.info("model found name=%s blocks=%s", source.name, span)
-    lora = lora_settings(spec)
+    averaging, rules = averaging_config(spec), unit_rules(spec)
+    lora = lora_settings(spec, own_rank=config.lora_rank)
     layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()
     host = await load_host(
         source,
@@ -158,10 +160,10 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
             lora=lora,
             optimizer=optimizer_config(spec),
             batch_size=spec.training.batch_size,
+            units=rules,
         ),
         node.config.state,
     )
-    averaging = AveragingConfig(round_samples=spec.rounds.round_samples)
     exchange = HivemindExchange(node.network, node.network.identity, node.config.run, averaging)
     await exchange.start()
     around = Surroundings(
@@ -172,7 +174,7 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     )
     keeper = RoundKeeper(
         host,
-        Averager(exchange, node.network.peer_id, layout, averaging, now=node.network.dht_time),
+        Averager(exchange, node.network.peer_id, layout, averaging, rules=rules, now=node.network.dht_time),
         around,
         KeeperConfig(whole=node.whole, averaging=averaging, link=Link(client_mode=node.network.config.client_mode)),
     )

@@ -152,10 +152,8 @@ class Node:
         if self.hosting is None:
             return hosts
         host = self.hosting.host
-        samples = max(host.weights().values(), default=0.0)
-        return (
-            f"blocks {host.span}, round {host.round}, {samples:.0f} samples since, {host.trainer.steps} steps, {hosts}"
-        )
+        samples = max((counted.samples for counted in host.counted().values()), default=0)
+        return f"blocks {host.span}, round {host.round}, {samples} samples since, {host.trainer.steps} steps, {hosts}"
 
     async def wait(self, seconds: float | None = None) -> None:
         """Until a background task fails, or `seconds` have passed; the task's error is raised here."""

@@ -59,7 +59,7 @@ class JoinOptions(PeerOptions):
 
     `cache_megabytes` is the budget for KV caches. `model` is a local copy of the run's model, checked by fingerprint.
     `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda. `quantize` stores the
-    frozen weights in 8 or 4 bits.
+    frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
     """
 
     blocks: Span | None = None
@@ -71,6 +71,7 @@ class JoinOptions(PeerOptions):
     announce: tuple[str, ...] = ()
     cache_megabytes: int = 512
     nickname: str = ""
+    lora_rank: int = 0
     model: str | None = None
 
 

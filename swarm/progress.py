@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from averaging.rounds import PeerProgress
+from averaging.rounds import Moment, PeerProgress
 from peers.directory import Directory
 from peers.network import PeerId
-from peers.records import ProgressRecord
+from peers.records import ProgressRecord, Proposal
 from swarm.host import Host
 
 LIFE_SECONDS = 60.0
@@ -18,16 +18,17 @@ class ProgressTeller:
     """Publishes one host's progress: on change, at most once a second, and before the last word expires."""
 
     def __init__(self, host: Host, me: PeerId, directory: Directory, dht_time: Callable[[], float]) -> None:
-        self.proposal: tuple[int, float] | None = None
+        self.proposal: Proposal | None = None
         self._host, self._me, self._directory, self._dht_time = host, me, directory, dht_time
-        self._told: tuple[int, int, tuple[int, float] | None] | None = None
+        self._told: tuple[int, int, Proposal | None] | None = None
         self._told_at = float("-inf")
 
     def own(self) -> PeerProgress:
         """This host's own entry among all."""
         number = self._host.round + 1
-        proposed = self.proposal[1] if self.proposal is not None and self.proposal[0] == number else None
-        return PeerProgress(peer=self._me, number=number, samples=self._samples(), proposed_at=proposed)
+        return PeerProgress(
+            peer=self._me, number=number, samples=self._samples(), moment=_moment(self.proposal, number)
+        )
 
     async def tell(self) -> None:
         """Publish if there is something to say and it is time to. A new round or proposal goes out at once."""
@@ -53,11 +54,18 @@ class ProgressTeller:
         await self._directory.publish(record)
 
     def _samples(self) -> int:
-        return round(max(self._host.weights().values(), default=0.0))
+        return max((counted.samples for counted in self._host.counted().values()), default=0)
 
 
 def progress_of(record: ProgressRecord) -> PeerProgress:
     """A record as the rules of rounds take it: a peer that has done `round` rounds works towards the next."""
     number = record.round + 1
-    proposed = record.proposal[1] if record.proposal is not None and record.proposal[0] == number else None
-    return PeerProgress(peer=record.peer, number=number, samples=record.samples, proposed_at=proposed)
+    return PeerProgress(
+        peer=record.peer, number=number, samples=record.samples, moment=_moment(record.proposal, number)
+    )
+
+
+def _moment(proposal: Proposal | None, number: int) -> Moment | None:
+    if proposal is None or proposal[0] != number:
+        return None
+    return Moment(begin_at=proposal[1], window=proposal[2])

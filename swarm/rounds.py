@@ -11,39 +11,39 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+from averaging.arrivals import Arrivals
 from averaging.averager import Averager, Link, RoundOutcome
+from averaging.bans import Bans
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
-from averaging.rounds import PeerProgress, agreed_start, has_quorum, plausible_round, should_begin
-from blocks.adapters import UnitTensors, unit_digest
-from blocks.errors import BadAdapter
+from averaging.exchange import VERSION_DIGEST_BYTES, Brought, Call, Version
+from averaging.rounds import Moment, Pacing, PeerProgress, agreed_moment, has_quorum, should_begin
+from averaging.unit_round import UnitInput
+from blocks.ledger import Counted
 from blocks.spans import Span, UnitId, parse_unit
-from blocks.unit_state import UnitState
 from peers.directory import Directory
-from peers.network import PeerId
 from peers.pool import Pool
 from peers.records import ProgressRecord
 from peers.router import LiveRouter
-from peers.unit_client import fetch_newest
+from swarm.catching_up import CatchUp, CatchUpConfig
 from swarm.errors import BadCheckpoint
-from swarm.host import Host, RoundResult
+from swarm.host import Host
 from swarm.progress import ProgressTeller, progress_of
+from swarm.unit_book import RoundResult
 
 logger = logging.getLogger(__name__)
 
-_STRAY_SECONDS = 3.0  # between two looks at holders who differ: the newer version may be ours, and theirs to fetch
+_MOST_WINDOW_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeeperConfig:
-    """The run's blocks and its rounds; how often the swarm's progress is read, how long one unit's fetch may take."""
+    """The run's blocks and its rounds, and how often the swarm's progress is read."""
 
     whole: Span
     averaging: AveragingConfig
     link: Link | None = None
     poll_seconds: float = 0.5
-    fetch_seconds: float = 60.0
-    max_holders_asked: int = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +62,17 @@ class RoundKeeper:
     def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
         self.rounds_done = 0
-        self._stray_check_at = float("-inf")
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
+        self._catching_up = CatchUp(
+            host, around.directory, around.pool, CatchUpConfig(whole=config.whole, averaging=config.averaging)
+        )
+        averaging = config.averaging
+        self._arrivals = Arrivals(
+            first=averaging.matchmaking_seconds, least=2 * averaging.request_seconds, most=_MOST_WINDOW_SECONDS
+        )
+        self._bans = Bans(around.dht_time)
+        self._last_at = around.dht_time()
 
     @property
     def number(self) -> int:
@@ -77,7 +85,7 @@ class RoundKeeper:
             records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
             others = self._usable(records)
             self._note_samples(others)
-            if self._newest(others) > self._host.round or self._has_strayed(others):
+            if self._catching_up.is_needed(others, self._around.dht_time()):
                 await self.catch_up(others)
             await self._maybe_average(others)
             await self._progress.tell()
@@ -85,119 +93,121 @@ class RoundKeeper:
 
     async def catch_up(self, others: Sequence[ProgressRecord] | None = None) -> None:
         """Fetch the units of which another holder has a newer version, and stand at the newest round seen."""
-        if others is None:
-            records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
-            others = [r for r in records if r.peer != self._around.pool.me]
-        newest = self._newest(others)
-        found: dict[UnitId, UnitState] = {}
-        for unit, own in self._host.units.items():
-            block = parse_unit(unit)[1]
-            holders = _worth_asking(others, block, own, self._host.digests())[: self._config.max_holders_asked]
-            state = await fetch_newest(
-                self._around.pool,
-                holders,
-                unit,
-                moments=True,
-                digest=unit_digest,
-                seconds=self._config.fetch_seconds,
-            )
-            if state is not None and state.version > own.version:
-                found[unit] = state
-        number = max(self._host.round, newest)
-        if not found and number == self._host.round:
-            return
-        try:
-            await self._host.adopt(found, number)
-        except BadAdapter as error:
-            logger.warning("fetched units do not fit and were left: %s", error)
-            return
-        logger.info("caught up round=%d units=%d", number, len(found))
+        self._averager.forget(await self._catching_up.run(others))
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()
         number = self.number
         entries = [*(progress_of(record) for record in others), self._progress.own()]
-        moment = agreed_start(entries, number, now)
+        moment = agreed_moment(entries, number, now)
         if moment is None:
-            moment = should_begin(self._busiest(others), number, self._config.averaging, now)
+            pacing = Pacing(now=now, since_last=now - self._last_at, window=self._arrivals.window())
+            moment = should_begin(self._busiest(others), number, self._config.averaging, pacing)
             if moment is None:
                 return
-            self._progress.proposal = (number, moment)
+            self._progress.proposal = (number, moment.begin_at, moment.window)
             await self._progress.tell()
         company = [record for record in others if record.round == self._host.round]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
         await self._around.router.check([record.peer for record in company])
         await self.average(number, moment, self._usable(company))
 
-    async def average(self, number: int, begin_at: float, company: Sequence[ProgressRecord]) -> None:
+    async def average(self, number: int, moment: Moment, company: Sequence[ProgressRecord]) -> None:
         """One round with those of `company` who come: average, apply, checkpoint. A round that fails says why."""
-        counted = self._host.weights()
+        counted = self._host.counted()
         try:
-            async with AsyncExitStack() as stack:
-
-                async def read() -> Mapping[UnitId, UnitTensors]:
-                    await stack.enter_async_context(self._host.in_round())
-                    return await self._host.read_live()
-
-                outcome = await self._averager.run_round(
-                    number,
-                    begin_at=begin_at,
-                    expected=1 + len(company),
-                    weights=counted,
-                    read=read,
-                    link=self._config.link,
-                )
-                outcome = withhold(outcome, company)
-                if not outcome.behind:
-                    result = RoundResult(
-                        number=number, applied=outcome.applied, weights=outcome.weights, counted=counted
-                    )
-                    await self._host.apply(result)
+            outcome = await self._average(number, moment, company, counted)
         except RoundFailed as error:
             self._progress.proposal = None
+            self._arrivals.saw(moment.window, is_full=False)
             logger.warning("round %d did not happen: %s", number, error)
             return
         self.last, self._progress.proposal = outcome, None
-        if outcome.behind:
+        self._last_at = self._around.dht_time()
+        self._ban(outcome)
+        if outcome.behind or outcome.stale:
             await self.catch_up()
+        if outcome.behind:
             return
         self.rounds_done += 1
         self._log(outcome)
         await self._save()
 
-    def _has_strayed(self, others: Sequence[ProgressRecord]) -> bool:
-        """Whether, now and then, a holder that is not behind has other bits of a held unit than this host.
+    async def _average(
+        self, number: int, moment: Moment, company: Sequence[ProgressRecord], counted: Mapping[UnitId, Counted]
+    ) -> RoundOutcome:
+        recipe = self._config.averaging.recipe
+        inputs: Mapping[UnitId, UnitInput] = {}
+        async with AsyncExitStack() as stack:
 
-        The round's number alone does not show it: hosts of other blocks tell of a newer round before a holder of ours
-        can be asked, as when a whole swarm starts again, and the units would stay behind until the next round.
-        """
-        now, digests = self._around.dht_time(), self._host.digests()
-        if now < self._stray_check_at:
-            return False
-        strayed = any(
-            _worth_asking(others, parse_unit(unit)[1], own, digests) for unit, own in self._host.units.items()
-        )
-        if strayed:
-            self._stray_check_at = now + _STRAY_SECONDS
-        return strayed
+            async def read() -> Mapping[UnitId, UnitInput]:
+                nonlocal inputs
+                if not recipe.overlap:
+                    await stack.enter_async_context(self._host.in_round())
+                inputs = await self._host.read_inputs()
+                return inputs
+
+            outcome = await self._averager.run_round(
+                number,
+                _call(moment, 1 + len(company), self._config.averaging),
+                self._brought(counted),
+                read,
+                link=self._config.link,
+                distrusts=self._bans.banned(),
+            )
+            if len(company):
+                self._arrivals.saw(outcome.seconds.formed, is_full=len(outcome.peers) > len(company))
+            whole, outcome = outcome, withhold(outcome, company)
+            self._averager.forget(whole.applied.keys() - outcome.applied.keys())
+            if not outcome.behind:
+                if recipe.overlap:
+                    await stack.enter_async_context(self._host.in_round())
+                result = RoundResult(
+                    number=number,
+                    applied=outcome.applied,
+                    samples=outcome.samples,
+                    counted=counted,
+                    read=inputs if recipe.overlap else None,
+                )
+                await self._host.apply(result)
+        return outcome
+
+    def _brought(self, counted: Mapping[UnitId, Counted]) -> dict[UnitId, Brought]:
+        """What this host has done for each unit, and on which state: signed and shown to the group."""
+        return {
+            unit: Brought(
+                samples=float(counted[unit].samples),
+                tokens=float(counted[unit].tokens),
+                steps=counted[unit].steps,
+                version=Version(number=state.round, weight=state.weight, digest=state.digest[:VERSION_DIGEST_BYTES]),
+            )
+            for unit, state in self._host.units.items()
+        }
+
+    def _ban(self, outcome: RoundOutcome) -> None:
+        for peer, ban in self._bans.strike(outcome.offenders - {self._around.pool.me}).items():
+            logger.warning(
+                "round %d: peer %s is banned for %.0f s: most holders had values from it that cannot be right",
+                outcome.number, peer, ban.seconds,
+            )  # fmt: skip
 
     def _usable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
-        """The others of whom no call has failed lately."""
-        health = self._around.router.health
-        return [record for record in records if record.peer != self._around.pool.me and health.is_usable(record.peer)]
-
-    def _newest(self, others: Sequence[ProgressRecord]) -> int:
-        """The newest completed round that this peer believes in."""
-        return plausible_round(self._host.round, [record.round for record in others], self._config.averaging)
+        """The others of whom no call has failed lately, and who are not banned."""
+        health, banned = self._around.router.health, self._bans.banned()
+        return [
+            record
+            for record in records
+            if record.peer != self._around.pool.me and health.is_usable(record.peer) and record.peer not in banned
+        ]
 
     def _note_samples(self, others: Sequence[ProgressRecord]) -> None:
         """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
         seen: dict[int, int] = {}
-        own = self._host.weights()
+        own = self._host.counted()
         for unit, state in self._host.units.items():
             block = parse_unit(unit)[1]
             since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
-            seen[block] = state.total_samples + since + round(own[unit])
+            seen[block] = state.total_samples + since + own[unit].samples
         self._host.trainer.note_swarm_samples(seen)
 
     async def _save(self) -> None:
@@ -208,7 +218,7 @@ class RoundKeeper:
 
     def _log(self, outcome: RoundOutcome) -> None:
         logger.info(
-            "round done number=%d peers=%d applied=%d kept=%d seconds=%.2f sent=%d received=%d",
+            "round done number=%d peers=%d applied=%d kept=%d seconds=%.2f sent=%d received=%d merging_error=%s",
             outcome.number,
             len(outcome.peers),
             len(outcome.applied),
@@ -216,6 +226,7 @@ class RoundKeeper:
             outcome.seconds.total,
             outcome.bytes_sent,
             outcome.bytes_received,
+            "none" if outcome.merging_error is None else f"{outcome.merging_error:.4f}",
         )
         for reason in sorted(set(outcome.kept.values())):
             units = [unit for unit, why in outcome.kept.items() if why == reason]
@@ -248,13 +259,7 @@ def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundO
     return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
 
 
-def _worth_asking(
-    others: Sequence[ProgressRecord], block: int, own: UnitState, digests: Mapping[int, bytes]
-) -> list[PeerId]:
-    """Holders of a block whose bits differ from ours and whose round is not older, the furthest first."""
-    holders = [
-        record
-        for record in others
-        if block in record.span and record.round >= own.round and record.digest_of(block) != digests[block]
-    ]
-    return [record.peer for record in sorted(holders, key=lambda record: (-record.round, record.peer))]
+def _call(moment: Moment, expected: int, config: AveragingConfig) -> Call:
+    # Twice the window: hivemind declares itself anew once when nobody answered the first time.
+    deadline = moment.begin_at + 2 * moment.window + config.request_seconds
+    return Call(begin_at=moment.begin_at, window=moment.window, deadline=deadline, expected=expected)

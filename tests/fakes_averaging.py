@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from averaging import merge
-from averaging.exchange import Contribution, Group, Reduced, UnitClass, Vote
+from averaging.exchange import Call, ClassWork, Contribution, Group, Reduced, UnitClass, Vote
+from averaging.robust import combine
 from peers.network import PeerId
 
 
@@ -67,7 +68,7 @@ class FakeExchange:
     def __init__(self, swarm: FakeSwarm, me: PeerId) -> None:
         self._swarm, self._me = swarm, me
 
-    async def gather(self, mine: Contribution, *, begin_at: float, deadline: float, expected: int) -> Group | None:
+    async def gather(self, mine: Contribution, call: Call) -> Group | None:
         swarm = self._swarm
         fault = swarm.faults.get(self._me)
         if fault is None or fault.phase != "gather":
@@ -83,17 +84,15 @@ class FakeExchange:
         group_id = hashlib.sha256("".join(names).encode()).digest()
         return Group(group_id=group_id, contributions=tuple(swarm.joined[name] for name in names))
 
-    async def reduce(
-        self, group: Group, classes: Sequence[UnitClass], tensors: Mapping[bytes, Sequence[torch.Tensor]]
-    ) -> Mapping[bytes, Reduced]:
+    async def reduce(self, group: Group, work: Sequence[ClassWork]) -> Mapping[bytes, Reduced]:
         swarm = self._swarm
-        for entry in classes:
-            given = tensors.get(entry.class_id)
-            swarm.parts[entry.class_id, self._me] = given[0] if given else None
+        for entry in work:
+            swarm.parts[entry.unit_class.class_id, self._me] = entry.vector
         await swarm.pass_by("reduce", self._me)
         results = {}
-        for entry in classes:
-            keys = [(entry.class_id, holder) for holder in entry.holders]
+        for entry in work:
+            unit_class = entry.unit_class
+            keys = [(unit_class.class_id, holder) for holder in unit_class.holders]
             await swarm.wait_for(lambda keys=keys: all(key in swarm.parts or key[1] in swarm.dead for key in keys))
             lost = frozenset(
                 holder
@@ -101,10 +100,10 @@ class FakeExchange:
                 if swarm.parts.get((key, holder)) is None or not swarm.reaches("reduce", holder, self._me)
             )
             if lost:
-                results[entry.class_id] = Reduced(tensors=None, reason=f"{sorted(lost)} lost", missing=lost)
+                results[unit_class.class_id] = Reduced(mean=None, reason=f"{sorted(lost)} lost", missing=lost)
             else:
-                summed = merge.total([swarm.parts[key] for key in keys])
-                results[entry.class_id] = Reduced(tensors=(summed,), digest=merge.digest([summed]))
+                mean = combine("none", [swarm.parts[key] for key in keys], entry.segments)
+                results[unit_class.class_id] = Reduced(mean=mean, digest=merge.digest([mean]))
         return results
 
     async def vote(

@@ -15,7 +15,7 @@ from swarm.config import SECTIONS, Rule
 
 _FOUND = {"model.fingerprint", "model.num_blocks"}  # these come from the model itself
 _FLAGS = {"model.name": "--model", "adapter.name": "--adapter", "wire.dtype": "--wire-dtype"}
-_TYPES = {"int": click.INT, "float": click.FLOAT}
+_TYPES = {"int": click.INT, "float": click.FLOAT, "bool": click.BOOL}
 
 
 def _settings_options() -> list[click.Parameter]:
@@ -41,6 +41,8 @@ def _settings_options() -> list[click.Parameter]:
 
 
 def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 

@@ -22,6 +22,7 @@ class _Given(PeerGiven):
     announce: tuple[str, ...]
     cache_mb: int
     nickname: str
+    lora_rank: int
     model: str | None
 
 
@@ -45,6 +46,9 @@ Examples:
 @click.option("--announce", multiple=True, metavar="ADDR", help="Multiaddr by which others reach this peer.")
 @click.option("--cache-mb", type=click.IntRange(1), default=512, show_default=True, help="Budget for KV caches, in MB.")
 @click.option("--nickname", default="", help="A name for the status table.")
+@click.option(
+    "--lora-rank", type=click.IntRange(0), default=0, help="Train a smaller rank than the run's (merging 'power' only)."
+)
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the peer."""
@@ -60,6 +64,7 @@ def command(**given: Unpack[_Given]) -> None:
             announce=given["announce"],
             cache_megabytes=given["cache_mb"],
             nickname=given["nickname"],
+            lora_rank=given["lora_rank"],
             model=given["model"],
         )
         from swarm.quick_start import begin

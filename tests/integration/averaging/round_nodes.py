@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hivemind.compression import NoCompression
 
 from averaging.averager import Averager, RoundOutcome
 from averaging.config import AveragingConfig
+from averaging.exchange import Brought, Call
 from averaging.hivemind_allreduce import ClassRunner
 from averaging.hivemind_exchange import HivemindExchange
+from averaging.merging import UnitView
+from averaging.unit_round import UnitInput
 from blocks.spans import Span, UnitId, unit_of
 from peers.config import NetworkConfig
 from peers.hivemind_network import HivemindNetwork
@@ -45,15 +47,35 @@ class Member:
             for block in self.span.blocks()
         }
 
+    def inputs(self) -> dict[UnitId, UnitInput]:
+        """Trained from zeros, so that the change is the value itself."""
+        return {
+            unit: UnitInput(
+                view=UnitView(
+                    unit=unit,
+                    round=0,
+                    live=live,
+                    anchor={name: torch.zeros(tensor.shape) for name, tensor in live.items()},
+                    outer={},
+                    scaling=1.0,
+                )
+            )
+            for unit, live in self.units().items()
+        }
+
+    def __post_init__(self) -> None:
+        self.averager = Averager(self.exchange, self.network.peer_id, "layout", self.config)
+
     async def round(self, number: int, *, begin_at: float, expected: int) -> RoundOutcome:
-        units = self.units()
+        inputs = self.inputs()
 
         async def read():
-            return units
+            return inputs
 
-        averager = Averager(self.exchange, self.network.peer_id, "layout", self.config)
-        weights = dict.fromkeys(units, self.weight)
-        return await averager.run_round(number, begin_at=begin_at, expected=expected, weights=weights, read=read)
+        window = self.config.matchmaking_seconds
+        deadline = begin_at + 2 * window + self.config.request_seconds
+        call = Call(begin_at=begin_at, window=window, deadline=deadline, expected=expected)
+        return await self.averager.run_round(number, call, dict.fromkeys(inputs, Brought(samples=self.weight)), read)
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +106,10 @@ async def address_of(peer: Member) -> str:
 
 @contextlib.asynccontextmanager
 async def members(
-    directory: Path, spans: Sequence[Span], types: Sequence[type[HivemindExchange]] = ()
+    directory: Path,
+    spans: Sequence[Span],
+    types: Sequence[type[HivemindExchange]] = (),
+    config: AveragingConfig = CONFIG,
 ) -> AsyncIterator[list[Member]]:
     """One peer per span with weights 1, 2, ...; all on this loop, each with a p2pd of its own."""
     async with contextlib.AsyncExitStack() as stack:
@@ -96,6 +121,7 @@ async def members(
                 index + 1.0,
                 initial_peers=[await address_of(found[0])] if found else (),
                 exchange_type=types[index] if types else HivemindExchange,
+                config=config,
             )
             found.append(await stack.enter_async_context(peer))
         yield found
@@ -106,19 +132,17 @@ class DyingExchange(HivemindExchange):
 
     parts_left = 0
 
-    def _runner(self, group, unit_class, tensors) -> ClassRunner:
-        runner = super()._runner(group, unit_class, tensors)
-        exchange = self
+    def _runner(self, group, work) -> ClassRunner:
+        runner = super()._runner(group, work)
+        encode = runner._codec.encode
 
-        class Dying(NoCompression):
-            def compress(self, *args, **kwargs):
-                exchange.parts_left -= 1
-                if exchange.parts_left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return super().compress(*args, **kwargs)
+        def encode_or_die(tensor):
+            self.parts_left -= 1
+            if self.parts_left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(tensor)
 
-        # What it sends as a holder, and the sums that it sends as a reducer.
-        runner.tensor_part_container.compression = runner._codec.compression = Dying()
+        runner._codec.encode = encode_or_die  # what it sends as a holder, and the sums that it sends as a reducer
         return runner
 
 

@@ -13,9 +13,11 @@ from hivemind.p2p import PeerID
 from hivemind.proto import averaging_pb2
 
 from averaging.config import AveragingConfig
-from averaging.exchange import UnitClass
-from averaging.hivemind_allreduce import ClassRunner, LostPeer, Place
+from averaging.exchange import ClassWork, UnitClass
+from averaging.hivemind_allreduce import ClassRunner, Place
+from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_servicer import AveragingServicer
+from averaging.robust import Segment
 from blocks.spans import unit_of
 from peers.network import PeerId
 
@@ -31,9 +33,12 @@ def runner_of(me: PeerID) -> ClassRunner:
     )
     return ClassRunner(
         place=Place(p2p=p2p, servicer_type=AveragingServicer, namespace="run"),
-        unit_class=unit_class,
+        work=ClassWork(
+            unit_class=unit_class,
+            vector=torch.ones(30_000),
+            segments=(Segment(start=0, stop=30_000, shares=(0.25, 0.25, 0.5)),),
+        ),
         peer_fractions=(1 / 3, 1 / 3, 1 / 3),
-        vector=torch.ones(30_000),
         config=AveragingConfig(),
     )
 

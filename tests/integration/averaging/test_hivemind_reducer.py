@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hivemind.averaging.partition import AllreduceException
 from hivemind.p2p import PeerID
 
-from averaging import merge
-from averaging.hivemind_allreduce import LostPeer, _blame
+from averaging.codecs import make_codec
+from averaging.hivemind_lost import LostPeer, blame
 from averaging.hivemind_reducer import PartCodec, SumReducer
 
 SHAPES = [torch.Size([4]), torch.Size([3])]
 
 
+def total(part_index: int, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    return torch.stack([piece for piece in pieces if piece is not None]).sum(dim=0)
+
+
 def reducer(num_senders: int = 3) -> SumReducer:
-    return SumReducer(SHAPES, num_senders, codec=PartCodec(), combine=merge.total)
+    codec = PartCodec(make_codec("fp32"))
+    return SumReducer(SHAPES, num_senders, codec=codec, combine=total, settle=lambda index, exact, decoded: None)
 
 
 async def test_a_sender_that_is_cut_off_does_not_cancel_what_the_others_wait_for():
@@ -69,7 +75,7 @@ async def test_parts_out_of_order_and_sums_that_overflow_are_refused():
 def test_a_class_that_failed_names_everybody_who_is_to_blame_once():
     ann, bob = (PeerID(name) for name in (b"ann", b"bob"))
     errors = [LostPeer(ann, "closed the stream"), OSError("x"), LostPeer(bob, "sent nonsense"), LostPeer(ann, "again")]
-    reason, missing = _blame(errors)
+    reason, missing = blame(errors)
     assert reason == f"{ann.to_base58()} closed the stream; {bob.to_base58()} sent nonsense"
     assert missing == {ann, bob}
-    assert _blame([OSError("no route")]) == ("no route", set())
+    assert blame([OSError("no route")]) == ("no route", set())

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hivemind.compression import NoCompression
 from hivemind.p2p import PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils.asyncio import as_aiter
@@ -40,14 +39,14 @@ async def play(peers: list[Member], number: int, expected: int | None = None) ->
 
 def assert_equals_the_mean(peers: list[Member], outcomes: list[RoundOutcome], unit: UnitId) -> None:
     holders = [index for index, peer in enumerate(peers) if unit in peer.units()]
-    first = outcomes[holders[0]].applied[unit]
+    first = outcomes[holders[0]].applied[unit].tensors
     for name, value in first.items():
         expected = merge.weighted_mean(
             [peers[index].units()[unit][name] for index in holders], [peers[index].weight for index in holders]
         )
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
         for index in holders:
-            assert torch.equal(outcomes[index].applied[unit][name], value)
+            assert torch.equal(outcomes[index].applied[unit].tensors[name], value)
 
 
 async def test_four_peers_with_sparse_spans_hold_the_weighted_mean_equal_to_the_bit(tmp_path):
@@ -75,33 +74,29 @@ async def test_nobody_comes_and_the_round_fails_in_time_and_in_one_line(tmp_path
 class HostileExchange(HivemindExchange):
     """Sends parts that cannot be right in its classes of three holders; is honest in others."""
 
-    def _runner(self, group, unit_class, tensors):
-        runner = super()._runner(group, unit_class, tensors)
-        if len(unit_class.holders) == 3:
-            runner.tensor_part_container.compression = self.codec
+    def _runner(self, group, work):
+        runner = super()._runner(group, work)
+        if len(work.unit_class.holders) == 3:
+            encode = runner._codec.encode
+            runner._codec.encode = lambda tensor: self.damage(encode, tensor)
         return runner
 
 
-class NotANumber(NoCompression):
-    def compress(self, tensor, info, allow_inplace=False):
-        return super().compress(torch.full_like(tensor, torch.nan), info)
+def too_long(encode, tensor):
+    part = encode(tensor)
+    part.buffer *= 2
+    return part
 
 
-class TooLong(NoCompression):
-    def compress(self, tensor, info, allow_inplace=False):
-        return super().compress(torch.cat([tensor, tensor]), info)
+def another_shape(encode, tensor):
+    part = encode(tensor)
+    part.size[:] = [2**31]
+    return part
 
 
-class AnotherShape(NoCompression):
-    def compress(self, tensor, info, allow_inplace=False):
-        part = super().compress(tensor, info)
-        part.size[:] = [2**31]
-        return part
-
-
-@pytest.mark.parametrize("codec", [NotANumber, TooLong, AnotherShape])
-async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_other(tmp_path, codec):
-    hostile = type("Hostile", (HostileExchange,), {"codec": codec()})
+@pytest.mark.parametrize("damage", [too_long, another_shape])
+async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_other(tmp_path, damage):
+    hostile = type("Hostile", (HostileExchange,), {"damage": staticmethod(damage)})
     async with members(tmp_path, SPANS[:3], [HivemindExchange, hostile, HivemindExchange]) as peers:
         ann, bob, cat = await play(peers, 1)
         hostile_peer = peers[1].network.peer_id
@@ -113,6 +108,46 @@ async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_othe
         assert ann.applied.keys() == {unit_of("default", 0), unit_of("default", 1)}, (ann.kept, cat.kept)
         assert_equals_the_mean([peers[0], peers[2]], [ann, cat], unit_of("default", 0))
         assert_equals_the_mean([peers[1], peers[2]], [bob, cat], unit_of("default", 5))
+
+
+def not_a_number(encode, tensor):
+    part = encode(tensor)
+    part.buffer = torch.full_like(tensor, torch.nan).numpy().tobytes()
+    return part
+
+
+def oversized(encode, tensor):
+    return encode(tensor * 1e9)
+
+
+class DamagedSender(HivemindExchange):
+    """Damages what it gives, not what it combines."""
+
+    def _runner(self, group, work):
+        runner = super()._runner(group, work)
+        encode = runner._codec.encode
+        runner._encoded = lambda stretch: self.damage(encode, stretch.of(runner._debts.vector))
+        return runner
+
+
+@pytest.mark.parametrize("damage", [not_a_number, oversized])
+async def test_an_update_that_cannot_be_right_is_dropped_its_sender_named_and_the_class_averaged(tmp_path, damage):
+    spans = [Span(0, 2)] * 3
+    hostile = type("Hostile", (DamagedSender,), {"damage": staticmethod(damage)})
+    async with members(tmp_path, spans, [HivemindExchange, hostile, HivemindExchange]) as peers:
+        outcomes = await play(peers, 1)
+        liar = peers[1].network.peer_id
+        for outcome in outcomes:
+            assert not outcome.kept
+            assert liar in outcome.offenders
+        clean = []
+        for unit, result in outcomes[0].applied.items():
+            for name, value in result.tensors.items():
+                assert all(torch.equal(value, other.applied[unit].tensors[name]) for other in outcomes)
+                honest = merge.weighted_mean([peers[index].units()[unit][name] for index in (0, 2)], [1.0, 3.0])
+                clean.append(torch.isclose(value, honest, rtol=1e-5, atol=1e-6).flatten())
+        share = torch.cat(clean).float().mean()
+        assert share > 0.6, "two of three reducers are honest, and in what they combined nothing is the liar's"
 
 
 @contextlib.asynccontextmanager
@@ -202,8 +237,8 @@ async def test_a_stranger_and_a_second_stream_are_sent_away_and_the_round_goes_o
 class Confused(HivemindExchange):
     """Answers all parts with a code that no version knows; not before, or its leaving would be what the other sees."""
 
-    def _runner(self, group, unit_class, tensors):
-        runner = super()._runner(group, unit_class, tensors)
+    def _runner(self, group, work):
+        runner = super()._runner(group, work)
 
         async def answers(stream, sender_index):
             async for _ in stream:

@@ -43,7 +43,7 @@ def agree(*hosts: Peer) -> bool:
 
 def moments_of(peer: Peer) -> dict[str, dict[str, torch.Tensor]]:
     host = host_of(peer)
-    return {str(unit): host.trainer.read_moments()[unit] for unit in host.units}
+    return {str(unit): host.trainer.unit_steps.read_moments()[unit] for unit in host.units}
 
 
 def served_equals_trained(host: Host) -> bool:

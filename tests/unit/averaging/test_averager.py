@@ -13,6 +13,9 @@ from averaging import merge
 from averaging.averager import Averager, RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
+from averaging.exchange import Brought, Call
+from averaging.merging import UnitView
+from averaging.unit_round import UnitInput
 from blocks.spans import UnitId, unit_of
 from peers.network import PeerId
 from tests.fakes_averaging import Crashed, FakeExchange, FakeSwarm, Fault
@@ -34,20 +37,39 @@ def units_of(peer: PeerId) -> dict[UnitId, dict[str, torch.Tensor]]:
     }
 
 
+def inputs_of(peer: PeerId, units: dict[UnitId, dict[str, torch.Tensor]] | None = None) -> dict[UnitId, UnitInput]:
+    """Trained from zeros, so that the change is the value itself."""
+    return {
+        unit: UnitInput(
+            view=UnitView(
+                unit=unit, round=0, live=live, anchor={name: torch.zeros(t.shape) for name, t in live.items()},
+                outer={}, scaling=1.0,
+            )
+        )
+        for unit, live in (units_of(peer) if units is None else units).items()
+    }  # fmt: skip
+
+
+def brought_of(peer: PeerId) -> dict[UnitId, Brought]:
+    return dict.fromkeys(units_of(peer), Brought(samples=WEIGHTS[peer]))
+
+
+def call(expected: int) -> Call:
+    return Call(begin_at=0.0, window=1.0, deadline=10.0, expected=expected)
+
+
 async def play(faults: dict[PeerId, Fault], numbers: dict[PeerId, int] | None = None):
     """One round of all peers; what each came to: an outcome, RoundFailed, or Crashed."""
     swarm = FakeSwarm(peers=PEERS, faults=faults)
 
     async def one(peer: PeerId):
         async def read():
-            return units_of(peer)
+            return inputs_of(peer)
 
         averager = Averager(FakeExchange(swarm, peer), peer, "layout", CONFIG)
-        weights = dict.fromkeys(units_of(peer), WEIGHTS[peer])
+        number = (numbers or {}).get(peer, 7)
         try:
-            return await averager.run_round(
-                (numbers or {}).get(peer, 7), begin_at=0.0, expected=len(PEERS), weights=weights, read=read
-            )
+            return await averager.run_round(number, call(len(PEERS)), brought_of(peer), read)
         except (Crashed, RoundFailed) as error:
             return error
 
@@ -80,9 +102,9 @@ def test_a_unit_is_applied_by_all_survivors_or_by_none_unless_a_vote_was_lost(fa
         for peer in survivors:
             assert (unit in alive[peer].applied) != (unit in alive[peer].kept)
         for peer in applied:  # never a mixture: the mean of all holders, equal to the bit
-            for name, value in alive[peer].applied[unit].items():
+            for name, value in alive[peer].applied[unit].tensors.items():
                 torch.testing.assert_close(value, mean_of(unit, name, holders), rtol=1e-6, atol=1e-6)
-                assert torch.equal(value, alive[applied[0]].applied[unit][name])
+                assert torch.equal(value, alive[applied[0]].applied[unit].tensors[name])
         vote_was_lost = any(peer in faults and faults[peer].phase == "vote" for peer in holders)
         if not vote_was_lost:
             assert applied in ([], survivors)
@@ -105,7 +127,7 @@ async def test_a_peer_at_an_older_round_is_told_to_fetch_and_does_not_pull_the_o
     assert outcomes["ann"].behind
     assert not outcomes["ann"].applied
     assert not outcomes["cat"].behind
-    value = outcomes["cat"].applied[unit_of("default", 3)]["A"]
+    value = outcomes["cat"].applied[unit_of("default", 3)].tensors["A"]
     torch.testing.assert_close(value, mean_of(unit_of("default", 3), "A", [PeerId("bob"), PeerId("cat")]))
 
 
@@ -119,13 +141,14 @@ async def test_a_round_without_a_group_fails_in_one_line_that_says_what_was_miss
 
 async def test_a_peer_on_its_own_applies_its_units_without_a_network():
     async def read():
-        return units_of(PEERS[0])
+        return inputs_of(PEERS[0])
 
     averager = Averager(FakeExchange(FakeSwarm(peers=PEERS), PEERS[0]), PEERS[0], "layout", CONFIG)
-    weights = dict.fromkeys(units_of(PEERS[0]), 2.0)
-    outcome = await averager.run_round(3, begin_at=0.0, expected=1, weights=weights, read=read)
-    assert outcome.applied.keys() == weights.keys()
-    assert outcome.weights == weights
+    outcome = await averager.run_round(3, call(1), brought_of(PEERS[0]), read)
+    assert outcome.applied.keys() == units_of(PEERS[0]).keys()
+    assert outcome.samples == dict.fromkeys(units_of(PEERS[0]), WEIGHTS["ann"])
+    for unit, tensors in units_of(PEERS[0]).items():
+        assert all(torch.equal(outcome.applied[unit].tensors[name], value) for name, value in tensors.items())
 
 
 @pytest.mark.parametrize("damage", ["nan", "float16", "gone", "slow"])
@@ -141,16 +164,15 @@ async def test_a_class_that_cannot_be_read_is_kept_by_all_its_holders(damage):
                     case "nan":
                         units[unit_of("default", 2)]["A"][0, 0] = torch.nan
                     case "float16":
-                        units[unit_of("default", 2)]["A"] = units[unit_of("default", 2)]["A"].half()
+                        units[unit_of("default", 2)] = {n: t.half() for n, t in units[unit_of("default", 2)].items()}
                     case "gone":
                         del units[unit_of("default", 2)]
                     case "slow":
                         await asyncio.Event().wait()
-            return units
+            return inputs_of(peer, units)
 
-        weights = dict.fromkeys(units_of(peer), WEIGHTS[peer])
         averager = Averager(FakeExchange(swarm, peer), peer, "layout", config)
-        return await averager.run_round(1, begin_at=0.0, expected=3, weights=weights, read=read)
+        return await averager.run_round(1, call(3), brought_of(peer), read)
 
     async with asyncio.timeout(10):
         ann, bob, cat = await asyncio.gather(*[one(peer) for peer in PEERS[:3]])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from averaging import signing
 from averaging.ballot import Ballot, pack_votes, parse_votes
 from averaging.errors import BadContribution
-from averaging.exchange import Contribution, UnitClass, Vote
-from blocks.spans import unit_of
+from averaging.exchange import Brought, Contribution, UnitClass, Version, Vote
+from blocks.spans import UnitId, unit_of
 from peers.network import PeerId
 
 
@@ -38,8 +38,16 @@ ANN = FakeSigner(PeerId("ann"))
 
 
 def bring(weights, **changes) -> Contribution:
-    base = Contribution(peer=ANN.peer, number=3, layout="l" * 32, weights=weights, megabits_per_second=12.5)
+    units = {
+        unit: Brought(samples=weight, tokens=9 * weight, steps=2, version=version_of(unit))
+        for unit, weight in weights.items()
+    }
+    base = Contribution(peer=ANN.peer, number=3, layout="l" * 32, units=units, megabits_per_second=12.5)
     return replace(base, **changes)
+
+
+def version_of(unit: UnitId) -> Version:
+    return Version(number=2, weight=7.5, digest=hashlib.sha256(unit.encode()).digest()[:8])
 
 
 def parse(data: bytes, peer: str = "ann", run: str = "run") -> Contribution:
@@ -53,16 +61,17 @@ def parse(data: bytes, peer: str = "ann", run: str = "run") -> Contribution:
         max_size=60,
     ),
     st.booleans(),
+    st.frozensets(st.sampled_from([PeerId("bob"), PeerId("eve")])),
 )
-def test_a_contribution_comes_back_as_it_was(weights, client_mode):
-    mine = bring(weights, client_mode=client_mode)
+def test_a_contribution_comes_back_as_it_was(weights, client_mode, distrusts):
+    mine = bring(weights, client_mode=client_mode, distrusts=distrusts)
     assert parse(signing.pack(mine, "run", ANN)) == mine
 
 
 def test_a_span_of_equal_weights_is_short_and_one_of_different_weights_still_fits():
     equal = signing.pack(bring({unit_of("default", block): 8.0 for block in range(126)}), "run", ANN)
-    assert len(equal) < 800
-    different = signing.pack(bring({unit_of("default", block): block + 0.1 for block in range(126)}), "run", ANN)
+    assert len(equal) < 800 + 8 * 126
+    different = signing.pack(bring({unit_of("default", block): block + 0.1 for block in range(60)}), "run", ANN)
     assert len(different) < signing.MAX_BYTES
 
 
@@ -74,7 +83,7 @@ def test_too_many_different_weights_are_refused_before_they_are_sent():
 
 def test_strange_weights_come_through_so_that_the_rules_can_refuse_them_with_a_reason():
     mine = bring({unit_of("default", 0): math.inf, unit_of("default", 1): -1.0})
-    assert parse(signing.pack(mine, "run", ANN)).weights == mine.weights
+    assert parse(signing.pack(mine, "run", ANN)).units == mine.units
 
 
 def test_another_peers_words_and_another_runs_words_are_refused():
@@ -108,20 +117,29 @@ def sealed(body: bytes) -> bytes:
     return msgpack.packb([body, ANN.public_key, ANN.sign(signing._CONTEXT + body)])
 
 
+def ranged(first: int, count: int) -> list[object]:
+    return [first, count, 1.0, 1.0, 1, 0, 0.0, b"d" * 8 * min(count, 8)]
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        [2, "run", 3, "l", 0.0, False, []],
-        [1, "run", -1, "l", 0.0, False, []],
-        [1, "run", 2**40, "l", 0.0, False, []],
-        [1, "run", True, "l", 0.0, False, []],
-        [1, "run", 3, "l" * 65, 0.0, False, []],
-        [1, "run", 3, "l", 0.0, False, [["default", [[0, 1, 1.0], [0, 1, 2.0]]]]],
-        [1, "run", 3, "l", 0.0, False, [["default", [[0, 10**9, 1.0]]]]],
-        [1, "run", 3, "l", 0.0, False, [["default", [[-1, 1, 1.0]]]]],
-        [1, "run", 3, "l", 0.0, False, [["default", [[0, 1, "1"]]]]],
-        [1, "run", 3, "l", 0.0, False, [["../etc", [[0, 1, 1.0]]]]],
-        [1, "run", 3, "l", 0.0, False, [["a", [[0, 4096, 1.0]]], ["b", [[0, 4096, 1.0]]], ["c", [[0, 1, 1.0]]]]],
+        [1, "run", 3, "l", 0.0, False, [], []],
+        [2, "run", -1, "l", 0.0, False, [], []],
+        [2, "run", 2**40, "l", 0.0, False, [], []],
+        [2, "run", True, "l", 0.0, False, [], []],
+        [2, "run", 3, "l" * 65, 0.0, False, [], []],
+        [2, "run", 3, "l", 0.0, False, ["x"] * 17, []],
+        [2, "run", 3, "l", 0.0, False, [7], []],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [ranged(0, 1), ranged(0, 1)]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [ranged(0, 10**9)]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [ranged(-1, 1)]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [[0, 1, "1", 1.0, 1, 0, 0.0, b"d" * 8]]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [[0, 1, 1.0, 1.0, -1, 0, 0.0, b"d" * 8]]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [[0, 1, 1.0, 1.0, 1, -1, 0.0, b"d" * 8]]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [[0, 1, 1.0, 1.0, 1, 0, math.nan, b"d" * 8]]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["default", [[0, 2, 1.0, 1.0, 1, 0, 0.0, b"d" * 8]]]]],
+        [2, "run", 3, "l", 0.0, False, [], [["../etc", [ranged(0, 1)]]]],
         {"run": 3},
         [],
     ],
@@ -132,13 +150,25 @@ def test_a_signed_contribution_that_cannot_be_right_is_refused(body):
 
 
 def test_votes_come_back_as_they_were_and_rubbish_is_refused():
-    votes = (Vote(class_id=b"c" * 32, complete=True, digest=b"d" * 32),)
+    votes = (
+        Vote(
+            class_id=b"c" * 32,
+            complete=True,
+            digest=b"d" * 32,
+            dropped=frozenset({PeerId("eve")}),
+            doubted=frozenset({PeerId("bob"), PeerId("cat")}),
+            probes=b"p" * 8,
+        ),
+    )
     assert parse_votes(pack_votes(b"group", votes)) == (b"group", votes)
     for rubbish in (b"", b"\xc1", msgpack.packb([b"g", [[1, True, b""]]]), msgpack.packb(["g", []]), b"x" * 2**19):
         with pytest.raises(BadContribution):
             parse_votes(rubbish)
     with pytest.raises(BadContribution):
-        parse_votes(msgpack.packb([b"g", [[b"c" * 33, True, b""]]]))
+        parse_votes(msgpack.packb([b"g", [[b"c" * 33, True, b"", [], [], b""]]]))
+    for accused in (["x"] * 65, [7], ["x" * 129]):
+        with pytest.raises(BadContribution):
+            parse_votes(msgpack.packb([b"g", [[b"c", True, b"", accused, [], b""]]]))
 
 
 async def test_only_holders_vote_and_only_their_first_word_counts():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks import ledger as books
-from blocks.ledger import Ledger, MicrobatchId, Piece
+from blocks.ledger import Counted, Ledger, MicrobatchId, Piece
 from blocks.spans import Span
 
 HELD = Span(2, 5)
@@ -116,12 +116,15 @@ def test_blocks_fall_due_when_their_samples_reach_the_batch() -> None:
 def test_a_round_leaves_the_samples_that_came_after_it_was_weighed() -> None:
     ledger = Ledger(HELD, batch_size=100)
     count(ledger, piece(0), samples=6)
-    weighed = ledger.tallies[2].round_samples
+    ledger.stepped(2)
+    weighed = ledger.tallies[2].since_round
+    assert (weighed.samples, weighed.steps) == (6, 1)
+    assert weighed.tokens > 0
     count(ledger, piece(1), samples=3)
-    ledger.round_done(2, counted_samples=weighed, total_samples=50)
+    ledger.round_done(2, counted=weighed, total_samples=50)
     assert ledger.tallies[2].round_samples == 3
     assert ledger.tallies[2].total_samples == 53
-    ledger.round_done(2, counted_samples=1000, total_samples=60)
+    ledger.round_done(2, counted=Counted(samples=1000, tokens=1000, steps=9), total_samples=60)
     assert ledger.tallies[2].round_samples == 0
 
 

@@ -22,7 +22,7 @@ def progress(peer: str, span: Span) -> ProgressRecord:
 def outcome(*peers: str, units: tuple[str, ...]) -> RoundOutcome:
     applied = {UnitId(unit): {} for unit in units}
     return RoundOutcome(
-        number=4, peers=tuple(PeerId(p) for p in peers), applied=applied, weights=dict.fromkeys(applied, 1.0)
+        number=4, peers=tuple(PeerId(p) for p in peers), applied=applied, samples=dict.fromkeys(applied, 1.0)
     )
 
 

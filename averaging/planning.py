@@ -1,0 +1,264 @@
+"""Who averages what with whom in one round, from what the group's members have signed. Pure: no clock, no network.
+
+Every member computes the same plan, so nothing here may depend on who asks, save what is said to be "mine".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from averaging.config import AveragingConfig
+from averaging.exchange import Brought, Contribution, Group, UnitClass, Version
+from averaging.recipe import Recipe
+from averaging.robust import MIN_HOLDERS
+from blocks.spans import UnitId
+from peers.network import PeerId
+
+_MAX_STEPS = 10**9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """Something that was brought and does not count; `unit` is None where it holds for all that `peer` brought."""
+
+    peer: PeerId
+    unit: UnitId | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What this peer does in a round.
+
+    `classes` are those that this peer holds; `shares` say, per unit, what each of its class's holders counts for, in
+    their order (one entry for `alone`, units that nobody else brought). `samples` are those behind each unit's mean.
+    `kept` are own units that take no part, with the reason; `stale` those of them of which another holder has a newer
+    state.
+    """
+
+    behind: bool = False
+    classes: tuple[UnitClass, ...] = ()
+    shares: Mapping[UnitId, tuple[float, ...]]
+    samples: Mapping[UnitId, float]
+    alone: tuple[UnitId, ...] = ()
+    kept: Mapping[UnitId, str]
+    stale: frozenset[UnitId] = frozenset()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def plan(group: Group, me: PeerId, config: AveragingConfig) -> Plan:
+    """Who averages what with whom.
+
+    Raises:
+        ValueError: `me` is not in the group; an error of the caller.
+    """
+    mine = next((entry for entry in group.contributions if entry.peer == me), None)
+    if mine is None:
+        raise ValueError(f"peer {me} is not in the group that it plans for")
+    outcasts = _outcasts(group.contributions)
+    if me in outcasts:
+        return _all_kept(mine, "most of the group distrust this peer; see their logs")
+    trusted = [entry for entry in group.contributions if entry.peer not in outcasts]
+    left_out = [LeftOut(peer=peer, unit=None, reason="most of the group distrust it") for peer in sorted(outcasts)]
+    if _is_behind(mine, trusted, config):
+        return _all_kept(mine, "others are at a newer round; fetch it first", behind=True)
+    equals = _equals(mine, trusted, left_out)
+    brought = _brought(equals, mine.number, config, left_out)
+    return _divide(mine, group.group_id, {entry.peer: entry.client_mode for entry in equals}, brought, left_out, config)
+
+
+def fractions(holders: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
+    """Which part of a class each holder reduces: in proportion to its bandwidth; nothing for peers behind NAT.
+
+    Who does not know its bandwidth counts as the mean of those that do. All zeros when nobody can be reached.
+    """
+    by_peer = {entry.peer: entry for entry in contributions}
+    reachable = [by_peer[peer] for peer in holders if not by_peer[peer].client_mode]
+    known = [entry.megabits_per_second for entry in reachable if _is_bandwidth(entry.megabits_per_second)]
+    usual = sum(known) / len(known) if known else 1.0
+    speeds = {
+        entry.peer: entry.megabits_per_second if _is_bandwidth(entry.megabits_per_second) else usual
+        for entry in reachable
+    }
+    total = sum(speeds.values())
+    return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in holders)
+
+
+def shares_of(brought: Sequence[Brought], recipe: Recipe) -> tuple[float, ...]:
+    """What each holder's update counts for. They sum to 1, save under FedNova, which normalises by local steps.
+
+    FedNova (2007.07481, eq. 6): sum of p_i tau, over p_i / tau_i, with AdamW's steps as tau_i: Adam's updates are of
+    one size whatever the gradient's, so that their number is what a peer has gone ahead by. All zeros where nobody
+    has a say.
+    """
+    weights = [_weight(entry, recipe) for entry in brought]
+    total = math.fsum(weights)
+    if total <= 0:
+        return (0.0,) * len(weights)
+    parts = [weight / total for weight in weights]
+    if recipe.local != "fednova":
+        return tuple(parts)
+    steps = [max(1, entry.steps) for entry in brought]
+    mean_steps = math.fsum(part * count for part, count in zip(parts, steps, strict=True))
+    return tuple(part * mean_steps / count for part, count in zip(parts, steps, strict=True))
+
+
+def agreed_version(versions: Sequence[Version]) -> Version:
+    """The state that a unit's holders go on from: what most of them have, or else the newest.
+
+    So a single holder can neither pull the others back nor drag them to a state that nobody else has.
+    """
+    version, count = Counter(versions).most_common(1)[0]
+    return version if 2 * count > len(versions) else max(versions)
+
+
+def _weight(brought: Brought, recipe: Recipe) -> float:
+    match recipe.weighting:
+        case "tokens":
+            return brought.tokens if brought.samples > 0 else 0.0
+        case "equal":
+            return 1.0 if brought.samples > 0 else 0.0
+        case _:
+            return brought.samples
+
+
+def _all_kept(mine: Contribution, reason: str, *, behind: bool = False) -> Plan:
+    return Plan(behind=behind, shares={}, samples={}, kept=dict.fromkeys(mine.units, reason))
+
+
+def _outcasts(contributions: Sequence[Contribution]) -> frozenset[PeerId]:
+    """Members whom more than half of the others have banned."""
+    accused = Counter(peer for entry in contributions for peer in entry.distrusts if peer != entry.peer)
+    members = {entry.peer for entry in contributions}
+    return frozenset(peer for peer in members if 2 * accused[peer] > len(members) - 1)
+
+
+def _is_behind(mine: Contribution, contributions: Sequence[Contribution], config: AveragingConfig) -> bool:
+    """Whether others are at a newer round. One peer alone may not claim to be absurdly far ahead; a majority may."""
+    newer = [entry.number for entry in contributions if entry.layout == mine.layout and entry.number > mine.number]
+    plausible = any(number - mine.number <= config.max_rounds_ahead for number in newer)
+    return plausible or 2 * len(newer) > len(contributions)
+
+
+def _equals(mine: Contribution, contributions: Sequence[Contribution], left_out: list[LeftOut]) -> list[Contribution]:
+    equals = []
+    for entry in sorted(contributions, key=lambda contribution: contribution.peer):
+        if entry.layout != mine.layout:
+            reason = "its adapter or its rules of rounds differ"
+        elif entry.number != mine.number:
+            reason = f"it is at round {entry.number}, this is round {mine.number}"
+        else:
+            equals.append(entry)
+            continue
+        left_out.append(LeftOut(peer=entry.peer, unit=None, reason=reason))
+    return equals
+
+
+def _brought(
+    equals: Sequence[Contribution], number: int, config: AveragingConfig, left_out: list[LeftOut]
+) -> dict[UnitId, dict[PeerId, Brought]]:
+    """Per unit, what each holder brings that takes part. A holder without samples takes the mean and adds nothing."""
+    found: dict[UnitId, dict[PeerId, Brought]] = {}
+    for entry in equals:
+        for unit, brought in entry.units.items():
+            reason = _refusal(brought, number, config)
+            if reason:
+                left_out.append(LeftOut(peer=entry.peer, unit=unit, reason=reason))
+                continue
+            found.setdefault(unit, {})[entry.peer] = brought
+            if brought.samples == 0:
+                reason = "weight 0: takes the mean and adds nothing"
+                left_out.append(LeftOut(peer=entry.peer, unit=unit, reason=reason))
+    return found
+
+
+def _refusal(brought: Brought, number: int, config: AveragingConfig) -> str:
+    for value in (brought.samples, brought.tokens):
+        if not math.isfinite(value) or value < 0 or value > config.max_weight:
+            return f"weight {value} is refused; it must be between 0 and {config.max_weight:g}"
+    if not 0 <= brought.steps <= _MAX_STEPS:
+        return f"{brought.steps} local steps are refused"
+    if not 0 <= brought.version.number < number:
+        return f"its state is of round {brought.version.number}, which is not over"
+    return ""
+
+
+def _divide(
+    mine: Contribution,
+    group_id: bytes,
+    client_mode: Mapping[PeerId, bool],
+    brought: Mapping[UnitId, Mapping[PeerId, Brought]],
+    left_out: list[LeftOut],
+    config: AveragingConfig,
+) -> Plan:
+    kept: dict[UnitId, str] = {}
+    stale: set[UnitId] = set()
+    shares: dict[UnitId, tuple[float, ...]] = {}
+    samples: dict[UnitId, float] = {}
+    alone: list[UnitId] = []
+    units_by_holders: dict[tuple[PeerId, ...], list[UnitId]] = {}
+    least = MIN_HOLDERS[config.recipe.robust]
+    for unit in sorted(mine.units):
+        all_holders = brought.get(unit, {})
+        if mine.peer not in all_holders:
+            kept[unit] = f"own {_refusal(mine.units[unit], mine.number, config)}"
+            continue
+        holders = _of_one_state(unit, all_holders, left_out)
+        if mine.peer not in holders:
+            kept[unit] = "other holders have a newer state of it, which is fetched first"
+            stale.add(unit)
+            continue
+        unit_shares = shares_of([all_holders[holder] for holder in holders], config.recipe)
+        total = math.fsum(all_holders[holder].samples for holder in holders)
+        active = sum(share > 0 for share in unit_shares)
+        if not active:
+            kept[unit] = "no holder has seen a sample of it"
+        elif len(holders) > 1 and active < least:
+            kept[unit] = f"{active} holders brought an update; the robust mean '{config.recipe.robust}' needs {least}"
+        elif len(holders) > 1 and all(client_mode[holder] for holder in holders):
+            kept[unit] = "all its holders are behind NAT, and nobody can reduce"
+        else:
+            samples[unit], shares[unit] = total, unit_shares
+            if len(holders) == 1:
+                alone.append(unit)
+            else:
+                units_by_holders.setdefault(holders, []).append(unit)
+    classes = tuple(
+        UnitClass(class_id=_class_id(group_id, holders, units), holders=holders, units=tuple(units))
+        for holders, units in sorted(units_by_holders.items())
+    )
+    return Plan(
+        classes=classes,
+        shares=shares,
+        samples=samples,
+        alone=tuple(alone),
+        kept=kept,
+        stale=frozenset(stale),
+        left_out=tuple(left_out),
+    )
+
+
+def _of_one_state(unit: UnitId, brought: Mapping[PeerId, Brought], left_out: list[LeftOut]) -> tuple[PeerId, ...]:
+    """The holders that go on from the same state; the others must fetch it before their changes mean anything."""
+    agreed = agreed_version([entry.version for entry in brought.values()])
+    for peer, entry in brought.items():
+        if entry.version != agreed:
+            reason = f"its state is of round {entry.version.number}, not the one that most or the newest have"
+            left_out.append(LeftOut(peer=peer, unit=unit, reason=reason))
+    return tuple(sorted(peer for peer, entry in brought.items() if entry.version == agreed))
+
+
+def _class_id(group_id: bytes, holders: Iterable[PeerId], units: Iterable[UnitId]) -> bytes:
+    """Names a class so that peers who disagree on the group, the holders or the units never meet in one all-reduce."""
+    digest = hashlib.sha256(b"swarmtune class 2")
+    for text in (group_id.hex(), *holders, "", *units):
+        digest.update(text.encode() + b"\0")
+    return digest.digest()
+
+
+def _is_bandwidth(megabits_per_second: float) -> bool:
+    return math.isfinite(megabits_per_second) and 0 < megabits_per_second <= 1e6

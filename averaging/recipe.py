@@ -1,0 +1,106 @@
+"""What a run's rounds do with adapters: how they merge, step, travel and are defended. Combinations are judged here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import astuple, dataclass
+
+MERGINGS = ("mean", "ffa", "rolora", "power")
+OUTERS = ("none", "nesterov", "adam")
+CODECS = ("fp32", "fp16", "int8", "int4", "topk")
+ROBUST = ("none", "clip", "trimmed")
+LOCALS = ("fedavg", "fedprox", "scaffold", "fednova")
+_MOST_ADAM_RATE = 0.1
+WEIGHTINGS = ("samples", "tokens", "equal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """The rules of a run's rounds, the same for all its peers; `digest` is part of what they must agree on.
+
+    `merging`: how adapters become one (merging.py). `local`: how peers train between rounds: FedAvg (1602.05629),
+    FedProx (1812.06127, strength `proximal`), SCAFFOLD (1910.06378), FedNova (2007.07481). `weighting`: by what peers
+    count. `outer`: the step on what was merged (outer.py). `codec`, `top_share`, `lossless`: how updates travel
+    (codecs.py). `robust`: how a reducer combines them (robust.py). `overlap`: training goes on while a round runs, and
+    what was learnt meanwhile is kept on top of its result.
+
+    Raises:
+        ValueError: a name is unknown, a value is out of range, or two rules make no sense together.
+    """
+
+    merging: str = "mean"
+    local: str = "fedavg"
+    proximal: float = 0.01
+    weighting: str = "samples"
+    outer: str = "none"
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
+    codec: str = "fp32"
+    top_share: float = 0.05
+    lossless: bool = False
+    robust: str = "none"
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        named = {
+            "merging": MERGINGS,
+            "local": LOCALS,
+            "weighting": WEIGHTINGS,
+            "outer": OUTERS,
+            "codec": CODECS,
+            "robust": ROBUST,
+        }
+        for name, choices in named.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"rounds.{name} is '{getattr(self, name)}'; use one of {', '.join(choices)}")
+        if not 0 < self.top_share <= 1:
+            raise ValueError(f"rounds.top_share is {self.top_share}; use more than 0 and at most 1")
+        if not 0 < self.proximal <= 100:
+            raise ValueError(f"rounds.proximal is {self.proximal}; use more than 0 and at most 100")
+        if not 0 < self.outer_learning_rate <= 100:
+            raise ValueError(
+                f"rounds.outer_learning_rate is {self.outer_learning_rate}; use more than 0 and at most 100"
+            )
+        if self.outer == "adam" and self.outer_learning_rate > _MOST_ADAM_RATE:
+            raise ValueError(
+                f"rounds.outer_learning_rate is {self.outer_learning_rate}; Adam moves every value by about that much "
+                f"a round, so use at most {_MOST_ADAM_RATE}, such as 0.001"
+            )
+        if not 0 <= self.outer_momentum < 1:
+            raise ValueError(f"rounds.outer_momentum is {self.outer_momentum}; use at least 0 and less than 1")
+        for first, second, why in self._quarrels():
+            raise ValueError(f"rounds.{first} and rounds.{second} do not go together: {why}; change one of them")
+
+    @property
+    def digest(self) -> str:
+        """Names all rules at once: peers whose digests differ never average together."""
+        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:16]
+
+    def _quarrels(self) -> list[tuple[str, str, str]]:
+        rules: tuple[tuple[bool, str, str, str], ...] = (
+            (self.merging == "power" and self.outer != "none", "merging = 'power'", f"outer = '{self.outer}'",
+             "factors of two rounds are not comparable, so their difference is no pseudo-gradient"),
+            (self.merging == "power" and self.local in ("scaffold", "fednova"), "merging = 'power'",
+             f"local = '{self.local}'", "they correct the factors, and power averages the products"),
+            (self.merging == "power" and self.codec not in ("fp32", "fp16"), "merging = 'power'",
+             f"codec = '{self.codec}'", "what a lossy codec owes cannot be paid in the next round's basis"),
+            (self.merging == "power" and self.robust != "none", "merging = 'power'", f"robust = '{self.robust}'",
+             "its passes carry products, which the robust means do not bound"),
+            (self.robust != "none" and self.weighting != "equal", f"robust = '{self.robust}'",
+             f"weighting = '{self.weighting}'", "a hostile peer would claim the largest weight; use 'equal'"),
+            (self.robust != "none" and self.local == "scaffold", f"robust = '{self.robust}'", "local = 'scaffold'",
+             "control variates and updates of other scales share one norm"),
+            (self.robust != "none" and self.local == "fednova", f"robust = '{self.robust}'", "local = 'fednova'",
+             "a hostile peer would claim one local step"),
+            (self.robust != "none" and self.codec == "topk", f"robust = '{self.robust}'", "codec = 'topk'",
+             "most of what is compared would be zeros"),
+        )  # fmt: skip
+        rules += tuple(
+            (self.overlap and clashes, "overlap = true", what, why)
+            for clashes, what, why in (
+                (self.merging in ("rolora", "power"), f"merging = '{self.merging}'",
+                 "what is trained changes with the round, so nothing learnt meanwhile fits on top"),
+                (self.local == "scaffold", "local = 'scaffold'", "its variates belong to one round's steps"),
+            )
+        )  # fmt: skip
+        return [(first, second, why) for holds, first, second, why in rules if holds]

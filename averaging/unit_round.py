@@ -1,0 +1,112 @@
+"""One unit through a round: what its holder brings in each pass, and what the means of all holders make of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from averaging.errors import BadTensors
+from averaging.merge import UnitTensors, is_finite
+from averaging.merging import Merging, UnitView, make_merging, probes
+from averaging.outer import OuterConfig, check_outer, outer_step
+from averaging.recipe import Recipe
+
+CONTROL = "control/"
+_STEP_KINDS = ("velocity/", "first/", "second/", "step/")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UnitInput:
+    """What a round reads of one unit: `control` is this peer's own control variate (SCAFFOLD), by tensor name."""
+
+    view: UnitView
+    control: UnitTensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UnitResult:
+    """What a round makes of one unit, equal to the bit on all its holders, save tensors of another rank under `power`.
+
+    `outer` is the state that the holders agree on besides: the outer optimizer's, the merging rule's, control variates.
+    `merged` is what the outer optimizer stepped towards; the same as `tensors` where there is none.
+    """
+
+    tensors: UnitTensors
+    merged: UnitTensors
+    outer: UnitTensors
+    resets_moments: bool = False
+
+
+class UnitRules:
+    """A recipe's rules over single units. `seed` and `rank` are the run's."""
+
+    def __init__(self, recipe: Recipe, *, seed: int = 0, rank: int = 8) -> None:
+        self.recipe = recipe
+        self.merging: Merging = make_merging(recipe.merging, seed=seed, rank=rank)
+        self._outer = OuterConfig(
+            name=recipe.outer, learning_rate=recipe.outer_learning_rate, momentum=recipe.outer_momentum
+        )
+        self._seed = seed
+
+    def frozen(self, names: Iterable[str], number: int) -> frozenset[str]:
+        """Tensors that are not trained after the unit's round `number`."""
+        return self.merging.frozen(names, number)
+
+    def bring(self, unit: UnitInput, means: Sequence[UnitTensors]) -> dict[str, torch.Tensor]:
+        """What goes into the weighted mean of pass `len(means)`, by name."""
+        brought = self.merging.bring(unit.view, means)
+        if not means:
+            agreed = unit.view.outer
+            for name, own in unit.control.items():
+                key = CONTROL + name
+                brought[key] = own - agreed[key] if key in agreed else own
+        return brought
+
+    def finish(self, unit: UnitInput, means: Sequence[UnitTensors]) -> UnitResult:
+        """The unit's new values and agreed state, once all passes are through."""
+        view = unit.view
+        merged = self.merging.merge(view, [_without_control(mean) for mean in means])
+        trained = set(view.live) - self.frozen(view.live, view.round)
+        before = {name: tensor for name, tensor in view.outer.items() if name.startswith(_STEP_KINDS)}
+        tensors, state = outer_step(self._outer, view.anchor, merged.tensors, before, sorted(trained))
+        control = {
+            key: view.outer[key] + change if key in view.outer else change
+            for key, change in means[0].items()
+            if key.startswith(CONTROL)
+        }
+        return UnitResult(
+            tensors=tensors,
+            merged=merged.tensors,
+            outer={**merged.outer, **state, **control},
+            resets_moments=merged.resets_moments,
+        )
+
+    def probes(self, tensors: UnitTensors, scaling: float, number: int) -> torch.Tensor:
+        """A unit's products seen through round `number`'s random pairs of vectors (merging.probes)."""
+        pairs = {name: tensor for name, tensor in tensors.items() if name.endswith((".lora_A", ".lora_B"))}
+        return probes(pairs, scaling, seed=self._seed, number=number)
+
+
+def _without_control(mean: UnitTensors) -> Mapping[str, torch.Tensor]:
+    return {name: tensor for name, tensor in mean.items() if not name.startswith(CONTROL)}
+
+
+def check_outer_state(outer: UnitTensors, tensors: UnitTensors) -> None:
+    """Refuse a unit's agreed state, as another holder sends it, that cannot belong to `tensors`.
+
+    Raises:
+        BadTensors: a name is not known, or a shape, dtype or value cannot be.
+    """
+    check_outer({name: tensor for name, tensor in outer.items() if name.startswith(_STEP_KINDS)}, tensors)
+    for name, tensor in outer.items():
+        kind, _, rest = name.partition("/")
+        if name.startswith(_STEP_KINDS):
+            continue
+        like = tensors.get(rest if kind == "control" else f"{rest}.lora_A")
+        if kind not in ("control", "basis") or like is None or tensor.dtype != torch.float32:
+            raise BadTensors(f"agreed state '{name[:80]}' belongs to no tensor of the unit")
+        fits = tensor.shape == like.shape if kind == "control" else tensor.shape[:1] == like.shape[1:]
+        if not fits or tensor.numel() > like.numel() or not is_finite(tensor):
+            raise BadTensors(f"agreed state '{name[:80]}' of shape {tuple(tensor.shape)} does not fit the unit")
