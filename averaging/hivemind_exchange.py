@@ -25,6 +25,7 @@ from averaging.hivemind_lost import NETWORK_ERRORS
 from averaging.hivemind_matchmaking import Joining, find_group
 from averaging.hivemind_servicer import AveragingServicer
 from averaging.registry import Registry
+from averaging.shuffle import Shuffle
 from peers.identity import verify
 from peers.network import PeerId
 
@@ -101,11 +102,14 @@ class HivemindExchange:
         self._open_group = group.group_id
         results: dict[bytes, Reduced] = {}
         runners: dict[bytes, ClassRunner] = {}
+        shuffles: dict[bytes, Shuffle] = {}
         for entry in work:
             key = entry.unit_class.class_id
             self._open[key] = None
             try:
-                runners[key] = self._runner(group, entry)
+                if self._config.recipe.robust != "none" and entry.vector is not None:
+                    shuffles[key] = Shuffle(key, entry.vector.numel())
+                runners[key] = self._runner(group, shuffles[key].there(entry) if key in shuffles else entry)
             except RoundFailed as error:
                 self._runners.refuse(key, str(error))
                 results[key] = Reduced(mean=None, reason=str(error), missing=frozenset({self._network.peer_id}))
@@ -114,7 +118,10 @@ class HivemindExchange:
             self._runners.put(key, runner)
         async with asyncio.TaskGroup() as tasks:
             running = {key: tasks.create_task(runner.reduce()) for key, runner in runners.items()}
-        return results | {key: task.result() for key, task in running.items()}
+        for key, task in running.items():
+            shuffle = shuffles.get(key)
+            results[key] = task.result() if shuffle is None else shuffle.back(task.result())
+        return results
 
     async def vote(
         self, group: Group, classes: Sequence[UnitClass], votes: Mapping[bytes, Vote], *, deadline: float

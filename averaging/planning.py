@@ -200,7 +200,7 @@ def _divide(
     shares: dict[UnitId, tuple[float, ...]] = {}
     samples: dict[UnitId, float] = {}
     alone: list[UnitId] = []
-    units_by_holders: dict[tuple[PeerId, ...], list[UnitId]] = {}
+    units_by_holders: dict[tuple[tuple[PeerId, ...], tuple[float, ...]], list[UnitId]] = {}
     least = MIN_HOLDERS[config.recipe.robust]
     for unit in sorted(mine.units):
         all_holders = brought.get(unit, {})
@@ -226,10 +226,12 @@ def _divide(
             if len(holders) == 1:
                 alone.append(unit)
             else:
-                units_by_holders.setdefault(holders, []).append(unit)
+                # A robust mean compares the holders' whole updates, so that a class's units have one say each.
+                alike = unit_shares if config.recipe.robust != "none" else ()
+                units_by_holders.setdefault((holders, alike), []).append(unit)
     classes = tuple(
         UnitClass(class_id=_class_id(group_id, holders, units), holders=holders, units=tuple(units))
-        for holders, units in sorted(units_by_holders.items())
+        for (holders, _), units in sorted(units_by_holders.items())
     )
     return Plan(
         classes=classes,

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 MERGINGS = ("mean", "ffa", "rolora", "power")
 OUTERS = ("none", "nesterov", "adam")
 CODECS = ("fp32", "fp16", "int8", "int4", "topk")
-ROBUST = ("none", "clip", "trimmed")
+ROBUST = ("none", "clip", "trimmed", "krum")
 LOCALS = ("fedavg", "fedprox", "scaffold", "fednova")
 _MOST_ADAM_RATE = 0.1
 WEIGHTINGS = ("samples", "tokens", "equal")

@@ -19,7 +19,7 @@ from averaging.errors import BadTensors
 from averaging.recipe import ROBUST
 from peers.network import PeerId
 
-MIN_HOLDERS: Mapping[str, int] = {"none": 1, "clip": 3, "trimmed": 4}
+MIN_HOLDERS: Mapping[str, int] = {"none": 1, "clip": 3, "trimmed": 4, "krum": 5}
 """How many senders with a share a rule needs. Among fewer nobody can say who is out of line."""
 
 _CHUNK = 1 << 14  # values of each sender at once: what a core's cache holds of a few senders in float64
@@ -61,9 +61,12 @@ def combine(name: str, pieces: Sequence[Tensor], segments: Sequence[Segment]) ->
     - `clip`: CenteredClip (Karimireddy et al., 2012.10333). The centre starts at the coordinate-wise median and moves
       three times by the mean, by share, of the differences to it, none longer than the radius: the median distance.
     - `trimmed`: the coordinate-wise mean without the lowest and the highest quarter, rounded down but at least one
-      each (Yin et al., 1803.01498). Every sender counts once, as a share is what a sender claims.
+      each (Yin et al., 1803.01498), of pieces no longer than their median norm. Every sender counts once, as a share is
+      what a sender claims.
+    - `krum`: the mean of all but a quarter of the senders (rounded down, at least one): those that are nearest to
+      their nearest, as Multi-Krum chooses (Blanchard et al., NeurIPS 2017). Every sender counts once.
 
-    The last two are times the sum of the shares, which is 1 unless a sender is missing.
+    The last three are times the sum of the shares, which is 1 unless a sender is missing.
 
     Raises:
         BadTensors: fewer senders have a share than the rule needs.
@@ -91,8 +94,10 @@ def combine(name: str, pieces: Sequence[Tensor], segments: Sequence[Segment]) ->
                 into += value * share
         elif name == "clip":
             _clip(values, shares, into)
-        else:
+        elif name == "trimmed":
             _trim(values, shares, into)
+        else:
+            _choose(values, shares, into)
     return result
 
 
@@ -187,10 +192,34 @@ def _clip(values: Sequence[Tensor], shares: Sequence[float], into: Tensor) -> No
 
 
 def _trim(values: Sequence[Tensor], shares: Sequence[float], into: Tensor) -> None:
+    norms_S = torch.diag(_gram(values)).sqrt()
+    usual = float(norms_S.median())  # of an even number the lower one: half may be bad, and long
+    factors_S1 = torch.where(norms_S > usual, usual / norms_S, 1.0)[:, None]
     cut = max(1, len(values) // 4)
     for where in _chunks(into.numel()):
-        middle = _sorted(_stack(values, where))[cut : len(values) - cut]
+        middle = _sorted(_stack(values, where) * factors_S1)[cut : len(values) - cut]
         into[where] = (torch.stack(middle).mean(dim=0) * math.fsum(shares)).float()
+
+
+def _choose(values: Sequence[Tensor], shares: Sequence[float], into: Tensor) -> None:
+    count = len(values)
+    bad = max(1, count // 4)
+    gram_SS = _gram(values)
+    squares_S = torch.diag(gram_SS)
+    distances_SS = (squares_S[:, None] + squares_S[None, :] - 2 * gram_SS).clamp(min=0).fill_diagonal_(math.inf)
+    scores_S = distances_SS.sort(dim=1).values[:, : count - bad - 2].sum(dim=1)
+    chosen = sorted(scores_S.argsort(stable=True)[: count - bad].tolist())
+    for index in chosen:
+        into += values[index] * (math.fsum(shares) / len(chosen))
+
+
+def _gram(values: Sequence[Tensor]) -> Tensor:
+    """Dot products of all pairs, [senders, senders] in float64, chunk by chunk."""
+    gram_SS = torch.zeros(len(values), len(values), dtype=torch.float64)
+    for where in _chunks(values[0].numel()):
+        chunk_SV = _stack(values, where)
+        gram_SS += chunk_SV @ chunk_SV.T
+    return gram_SS
 
 
 def _sorted(chunk_SV: Tensor) -> list[Tensor]:

@@ -19,10 +19,11 @@ from averaging.exchange import Brought, Call
 from averaging.hivemind_allreduce import ClassRunner
 from averaging.hivemind_exchange import HivemindExchange
 from averaging.merging import UnitView
-from averaging.unit_round import UnitInput
+from averaging.unit_round import UnitInput, UnitRules
 from blocks.spans import Span, UnitId, unit_of
 from peers.config import NetworkConfig
 from peers.hivemind_network import HivemindNetwork
+from peers.network import PeerId
 
 RUN = "run-of-the-round-tests"
 CONFIG = AveragingConfig(matchmaking_seconds=3, request_seconds=1, reduce_seconds=20, vote_seconds=10)
@@ -36,6 +37,7 @@ class Member:
     span: Span
     weight: float
     config: AveragingConfig
+    distrusts: frozenset[PeerId] = frozenset()
 
     def units(self) -> dict[UnitId, dict[str, torch.Tensor]]:
         generator = torch.Generator().manual_seed(int(self.weight * 1000))
@@ -64,7 +66,10 @@ class Member:
         }
 
     def __post_init__(self) -> None:
-        self.averager = Averager(self.exchange, self.network.peer_id, "layout", self.config)
+        self.use(UnitRules(self.config.recipe))
+
+    def use(self, rules: UnitRules) -> None:
+        self.averager = Averager(self.exchange, self.network.peer_id, "layout", self.config, rules=rules)
 
     async def round(self, number: int, *, begin_at: float, expected: int) -> RoundOutcome:
         inputs = self.inputs()
@@ -75,7 +80,8 @@ class Member:
         window = self.config.matchmaking_seconds
         deadline = begin_at + 2 * window + self.config.request_seconds
         call = Call(begin_at=begin_at, window=window, deadline=deadline, expected=expected)
-        return await self.averager.run_round(number, call, dict.fromkeys(inputs, Brought(samples=self.weight)), read)
+        brought = dict.fromkeys(inputs, Brought(samples=self.weight))
+        return await self.averager.run_round(number, call, brought, read, distrusts=self.distrusts)
 
 
 @contextlib.asynccontextmanager
@@ -87,14 +93,15 @@ async def member(
     initial_peers: Sequence[str] = (),
     exchange_type: type[HivemindExchange] = HivemindExchange,
     config: AveragingConfig = CONFIG,
+    kind: type[Member] = Member,
+    network_config: NetworkConfig | None = None,
 ) -> AsyncIterator[Member]:
-    network = await HivemindNetwork.start(
-        NetworkConfig(host="127.0.0.1", bootstrap=tuple(initial_peers)), run=RUN, identity_path=identity_path
-    )
+    network_config = network_config or NetworkConfig(host="127.0.0.1", bootstrap=tuple(initial_peers))
+    network = await HivemindNetwork.start(network_config, run=RUN, identity_path=identity_path)
     try:
         exchange = exchange_type(network, network.identity, RUN, config)
         await exchange.start()
-        yield Member(network=network, exchange=exchange, span=span, weight=weight, config=config)
+        yield kind(network=network, exchange=exchange, span=span, weight=weight, config=config)
         await exchange.stop()
     finally:
         await network.stop()
@@ -110,6 +117,7 @@ async def members(
     spans: Sequence[Span],
     types: Sequence[type[HivemindExchange]] = (),
     config: AveragingConfig = CONFIG,
+    kind: type[Member] = Member,
 ) -> AsyncIterator[list[Member]]:
     """One peer per span with weights 1, 2, ...; all on this loop, each with a p2pd of its own."""
     async with contextlib.AsyncExitStack() as stack:
@@ -122,6 +130,7 @@ async def members(
                 initial_peers=[await address_of(found[0])] if found else (),
                 exchange_type=types[index] if types else HivemindExchange,
                 config=config,
+                kind=kind,
             )
             found.append(await stack.enter_async_context(peer))
         yield found
