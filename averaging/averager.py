@@ -96,7 +96,7 @@ class Averager:
         self._exchange = exchange
         self._me = me
         self._config = config
-        self._layout = hashlib.sha256(f"{layout}|{config.recipe.digest}".encode()).hexdigest()
+        self._layout = hashlib.sha256(f"{layout}|{config.recipe.digest}".encode()).hexdigest()[:48]
         self._rules = rules or UnitRules(config.recipe)
         self._now = now
         self._feedback = Feedback()
@@ -121,28 +121,22 @@ class Averager:
             RoundFailed: others were expected and no group was found.
         """
         clock = time.perf_counter
-        link = link or Link()
-        mine = Contribution(
-            peer=self._me,
-            number=number,
-            layout=self._layout,
-            units=dict(units),
-            megabits_per_second=link.megabits_per_second,
-            client_mode=link.client_mode,
-            distrusts=distrusts,
-        )
+        mine = replace(self._contribution(number, call, link or Link()), units=dict(units), distrusts=distrusts)
         started = clock()
         group = await self._gather(mine, call)
         gathered = clock()
         formed = max(0.0, self._now() - call.begin_at)
-        plan = planning.plan(group, self._me, self._config)
+        plan = planning.plan(group, self._me, self._config, is_mixing=call.is_mixing)
         for entry in plan.left_out:
             logger.debug("left out round=%d peer=%s unit=%s reason=%s", number, entry.peer, entry.unit, entry.reason)
         peers = tuple(entry.peer for entry in group.contributions)
         seconds = RoundSeconds(formed=formed, matchmaking=gathered - started)
         if plan.behind:
             return RoundOutcome(number=number, peers=peers, behind=True, kept=plan.kept, seconds=seconds)
-        work = RoundWork(self._rules, plan, await self._read(read), number)
+        inputs = await self._read(read)
+        if call.is_mixing:
+            inputs = {unit: self._rules.whole(given) for unit, given in inputs.items()}
+        work = RoundWork(self._rules, plan, inputs, number)
         was_read = clock()
         reduced = await self._reduce(group, plan, work)
         was_reduced = clock()
@@ -164,6 +158,16 @@ class Averager:
             ),
             bytes_sent=sum(entry.bytes_sent for entry in reduced.values()),
             bytes_received=sum(entry.bytes_received for entry in reduced.values()),
+        )
+
+    def _contribution(self, number: int, call: Call, link: Link) -> Contribution:
+        return Contribution(
+            peer=self._me,
+            number=number,
+            layout=self._layout + ("/mixing" if call.is_mixing else ""),
+            units={},
+            megabits_per_second=link.megabits_per_second,
+            client_mode=link.client_mode,
         )
 
     async def _finish(

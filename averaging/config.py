@@ -19,7 +19,8 @@ class AveragingConfig:
     long the group waits for those that were expected, before anything has been learnt (arrivals.py).
     `request_seconds` is the wait for one peer's answer in matchmaking. A class that is not reduced within
     `reduce_seconds`, or a sender that is silent for `stall_seconds`, fails. Weights above `max_weight` are refused, and
-    so is an update with a value beyond `max_update`. Runs of more than `group_peers` average in several groups.
+    so is an update with a value beyond `max_update`. Runs of more than `group_peers` average in several groups
+    (grouping.py).
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -39,7 +40,7 @@ class AveragingConfig:
     max_rounds_ahead: int = 64
     max_update: float = 1e3
     round_seconds: float = 0.0
-    group_peers: int = MAX_GROUP_PEERS
+    group_peers: int = 16
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:

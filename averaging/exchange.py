@@ -59,14 +59,16 @@ class Contribution:
 class Call:
     """When and whom to meet: from `begin_at` until `deadline` (DHT time, s), closing after `window` s or when all came.
 
-    `expected` counts this peer too; `mixing` names one of several groups of a large run, and is empty otherwise.
+    `expected` counts this peer too. `label` names one of several groups of a large run (0s and 1s; empty: there is but
+    one), and `is_mixing` says that they hold different states in between (grouping.py).
     """
 
     begin_at: float
     window: float
     deadline: float
     expected: int
-    mixing: str = ""
+    label: str = ""
+    is_mixing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -235,8 +235,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         return part
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
-        # Names a culprit, or the handlers would blame those whom they serve.
-        culprit = next(iter(missing), self.peer_id)
+        culprit = next(iter(missing), self.peer_id)  # or the handlers would blame those whom they serve
         self.tensor_part_reducer.fail(LostPeer(culprit, f"ended the class: {reason}"))
         return Reduced(
             mean=None,
@@ -244,6 +243,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             bytes_sent=self._wire.bytes_sent,
             bytes_received=self._wire.bytes_received,
             missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
+            dropped=_names(self.ordered_peer_ids, self._parts.dropped),
         )
 
 

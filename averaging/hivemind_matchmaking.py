@@ -86,7 +86,8 @@ async def find_group(
     """Find the others who begin at `call.begin_at`; None when too few came before `call.deadline`.
 
     Each round has a `Matchmaking` of its own, so that nothing is left over from one that went wrong; the key in the
-    DHT is the run's (and the mixing group's), so that a peer that is behind meets the others and learns of it.
+    DHT is the run's (and the group's own, where there are several), so that a peer that is behind meets the others and
+    learns of it.
     """
     call = joining.call
     matchmaking = Matchmaking(
@@ -94,7 +95,8 @@ async def find_group(
         hashlib.sha256(run.encode()).digest(),
         _Facade(node),
         servicer_type=AveragingServicer,
-        prefix=f"{run}{call.mixing}",
+        prefix=run,
+        initial_group_bits=call.label,
         target_group_size=None,  # set below: the key manager warns of sizes that are no power of two, which we ignore
         min_group_size=config.min_peers,
         min_matchmaking_time=call.window / 2,  # less, so that all declare the same moment: see `_Step`

@@ -253,14 +253,18 @@ class _Power:
         return Merged(tensors=tensors, outer=outer, resets_moments=True)
 
     def _basis(self, view: UnitView, module: str) -> Tensor:
-        """Q: [in, width] in float64, the agreed one or the first, which comes from seed and name alone."""
+        """Q: [in, width] in float64: the agreed one, or else the rows of the anchor's A, on which the first changes of B
+        act. Where the anchor is of a smaller rank, and so not the same on all holders, it is drawn from seed and name.
+        """
         num_in, num_out = view.anchor[module + _A].shape[1], view.anchor[module + _B].shape[0]
         width = min(self.rank, num_in, num_out)
         agreed = view.outer.get(f"basis/{module}")
         if agreed is None:
             drawn = _normals(f"basis:{self.seed}:{module}", num_in * width).reshape(num_in, width)
-            # Rounded as the agreed ones are, so that the first basis is the same whether it was handed on or drawn.
-            return _orthonormal(drawn).float().double()
+            is_common = view.anchor[module + _A].shape[0] == width and bool(view.anchor[module + _A].any())
+            first = _orthonormal(view.anchor[module + _A].T.double(), drawn) if is_common else _orthonormal(drawn)
+            # Rounded as the agreed ones are, so that the first basis is the same whether it was handed on or made.
+            return first.float().double()
         if agreed.shape != (num_in, width) or not bool(torch.isfinite(agreed).all()):
             raise BadTensors(
                 f"{view.unit} {module} has an agreed basis of shape {tuple(agreed.shape)}, or values in it that are "

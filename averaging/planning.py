@@ -9,16 +9,14 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from averaging.config import AveragingConfig
+from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.exchange import Brought, Contribution, Group, UnitClass, Version
 from averaging.recipe import Recipe
 from averaging.robust import MIN_HOLDERS
 from blocks.spans import UnitId
 from peers.network import PeerId
-
-_MAX_STEPS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +48,8 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def plan(group: Group, me: PeerId, config: AveragingConfig) -> Plan:
-    """Who averages what with whom.
+def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool = False) -> Plan:
+    """Who averages what with whom. Groups that mix (grouping.py) bring whole values, on whatever state.
 
     Raises:
         ValueError: `me` is not in the group; an error of the caller.
@@ -67,6 +65,8 @@ def plan(group: Group, me: PeerId, config: AveragingConfig) -> Plan:
     if _is_behind(mine, trusted, config):
         return _all_kept(mine, "others are at a newer round; fetch it first", behind=True)
     equals = _equals(mine, trusted, left_out)
+    if is_mixing:
+        equals = [replace(entry, units=_of_any_state(entry.units)) for entry in equals]
     brought = _brought(equals, mine.number, config, left_out)
     return _divide(mine, group.group_id, {entry.peer: entry.client_mode for entry in equals}, brought, left_out, config)
 
@@ -108,12 +108,12 @@ def shares_of(brought: Sequence[Brought], recipe: Recipe) -> tuple[float, ...]:
 
 
 def agreed_version(versions: Sequence[Version]) -> Version:
-    """The state that a unit's holders go on from: what most of them have, or else the newest.
+    """The state that a unit's holders go on from: what more of them have than any other, the newest of equally many.
 
     So a single holder can neither pull the others back nor drag them to a state that nobody else has.
     """
-    version, count = Counter(versions).most_common(1)[0]
-    return version if 2 * count > len(versions) else max(versions)
+    counts = Counter(versions)
+    return max(counts, key=lambda version: (counts[version], version))
 
 
 def _weight(brought: Brought, recipe: Recipe) -> float:
@@ -131,9 +131,11 @@ def _all_kept(mine: Contribution, reason: str, *, behind: bool = False) -> Plan:
 
 
 def _outcasts(contributions: Sequence[Contribution]) -> frozenset[PeerId]:
-    """Members whom more than half of the others have banned."""
+    """Members whom more than half of the others have banned. Of two, each could cast the other out: neither is."""
     accused = Counter(peer for entry in contributions for peer in entry.distrusts if peer != entry.peer)
     members = {entry.peer for entry in contributions}
+    if len(members) < 3:
+        return frozenset()
     return frozenset(peer for peer in members if 2 * accused[peer] > len(members) - 1)
 
 
@@ -170,20 +172,26 @@ def _brought(
                 left_out.append(LeftOut(peer=entry.peer, unit=unit, reason=reason))
                 continue
             found.setdefault(unit, {})[entry.peer] = brought
-            if brought.samples == 0:
+            if _weight(brought, config.recipe) == 0:
                 reason = "weight 0: takes the mean and adds nothing"
                 left_out.append(LeftOut(peer=entry.peer, unit=unit, reason=reason))
     return found
+
+
+def _of_any_state(units: Mapping[UnitId, Brought]) -> dict[UnitId, Brought]:
+    return {unit: replace(brought, version=Version()) for unit, brought in units.items()}
 
 
 def _refusal(brought: Brought, number: int, config: AveragingConfig) -> str:
     for value in (brought.samples, brought.tokens):
         if not math.isfinite(value) or value < 0 or value > config.max_weight:
             return f"weight {value} is refused; it must be between 0 and {config.max_weight:g}"
-    if not 0 <= brought.steps <= _MAX_STEPS:
-        return f"{brought.steps} local steps are refused"
+    if not 0 <= brought.steps <= max(1.0, brought.samples):
+        return f"{brought.steps} local steps on {brought.samples:g} samples are refused"
     if not 0 <= brought.version.number < number:
         return f"its state is of round {brought.version.number}, which is not over"
+    if not 0 <= brought.version.weight <= MAX_GROUP_PEERS * config.max_weight:
+        return f"its state claims {brought.version.weight:g} samples behind it, which is refused"
     return ""
 
 
@@ -216,7 +224,7 @@ def _divide(
         total = math.fsum(all_holders[holder].samples for holder in holders)
         active = sum(share > 0 for share in unit_shares)
         if not active:
-            kept[unit] = "no holder has seen a sample of it"
+            kept[unit] = f"no holder has brought {'tokens' if config.recipe.weighting == 'tokens' else 'samples'} of it"
         elif len(holders) > 1 and active < least:
             kept[unit] = f"{active} holders brought an update; the robust mean '{config.recipe.robust}' needs {least}"
         elif len(holders) > 1 and all(client_mode[holder] for holder in holders):

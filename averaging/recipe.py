@@ -42,6 +42,8 @@ class Recipe:
     overlap: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("proximal", "outer_learning_rate", "outer_momentum", "top_share"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # still being born; 1 and 1.0 have one digest
         named = {
             "merging": MERGINGS,
             "local": LOCALS,
@@ -72,6 +74,11 @@ class Recipe:
             raise ValueError(f"rounds.{first} and rounds.{second} do not go together: {why}; change one of them")
 
     @property
+    def can_mix(self) -> bool:
+        """Whether groups with different states can average: not where holders agree on more than the values."""
+        return self.merging != "power" and self.outer == "none" and self.local != "scaffold" and not self.overlap
+
+    @property
     def digest(self) -> str:
         """Names all rules at once: peers whose digests differ never average together."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:16]
@@ -82,7 +89,7 @@ class Recipe:
              "factors of two rounds are not comparable, so their difference is no pseudo-gradient"),
             (self.merging == "power" and self.local in ("scaffold", "fednova"), "merging = 'power'",
              f"local = '{self.local}'", "they correct the factors, and power averages the products"),
-            (self.merging == "power" and self.codec not in ("fp32", "fp16"), "merging = 'power'",
+            (self.merging == "power" and self.codec != "fp32", "merging = 'power'",
              f"codec = '{self.codec}'", "what a lossy codec owes cannot be paid in the next round's basis"),
             (self.merging == "power" and self.robust != "none", "merging = 'power'", f"robust = '{self.robust}'",
              "its passes carry products, which the robust means do not bound"),
@@ -92,6 +99,8 @@ class Recipe:
              "control variates and updates of other scales share one norm"),
             (self.robust != "none" and self.local == "fednova", f"robust = '{self.robust}'", "local = 'fednova'",
              "a hostile peer would claim one local step"),
+            (self.local == "scaffold" and self.codec == "topk", "local = 'scaffold'", "codec = 'topk'",
+             "control variates and updates of other scales would compete for the largest values"),
             (self.robust != "none" and self.codec == "topk", f"robust = '{self.robust}'", "codec = 'topk'",
              "most of what is compared would be zeros"),
         )  # fmt: skip

@@ -123,7 +123,8 @@ def decide(unit_class: UnitClass, votes: Mapping[PeerId, Vote], me: PeerId) -> A
 
 def offenders(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> frozenset[PeerId]:
     """Whom most holders of a class accuse: of values that no update can have, or of combining others' falsely."""
-    return _accused(unit_class, {peer: vote.dropped | vote.doubted for peer, vote in votes.items()})
+    dropped = _accused(unit_class, {peer: vote.dropped for peer, vote in votes.items()})
+    return dropped | _accused(unit_class, {peer: vote.doubted for peer, vote in votes.items()})
 
 
 def is_decided(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -54,14 +54,20 @@ class UnitRules:
         """Tensors that are not trained after the unit's round `number`."""
         return self.merging.frozen(names, number)
 
+    def whole(self, unit: UnitInput) -> UnitInput:
+        """The unit as a change from nothing: what groups bring that hold different states (grouping.py)."""
+        view = unit.view
+        frozen = self.frozen(view.live, view.round)
+        start = {name: t if name in frozen else torch.zeros_like(t) for name, t in view.live.items()}
+        return replace(unit, view=replace(view, anchor=start))
+
     def bring(self, unit: UnitInput, means: Sequence[UnitTensors]) -> dict[str, torch.Tensor]:
         """What goes into the weighted mean of pass `len(means)`, by name."""
         brought = self.merging.bring(unit.view, means)
-        if not means:
-            agreed = unit.view.outer
-            for name, own in unit.control.items():
-                key = CONTROL + name
-                brought[key] = own - agreed[key] if key in agreed else own
+        if not means and self.recipe.local == "scaffold":
+            for name, live in unit.view.live.items():  # all of them, though some may not have been stepped yet
+                agreed = unit.view.outer.get(CONTROL + name, torch.zeros_like(live))
+                brought[CONTROL + name] = unit.control.get(name, agreed) - agreed
         return brought
 
     def finish(self, unit: UnitInput, means: Sequence[UnitTensors]) -> UnitResult:
@@ -107,6 +113,9 @@ def check_outer_state(outer: UnitTensors, tensors: UnitTensors) -> None:
         like = tensors.get(rest if kind == "control" else f"{rest}.lora_A")
         if kind not in ("control", "basis") or like is None or tensor.dtype != torch.float32:
             raise BadTensors(f"agreed state '{name[:80]}' belongs to no tensor of the unit")
-        fits = tensor.shape == like.shape if kind == "control" else tensor.shape[:1] == like.shape[1:]
-        if not fits or tensor.numel() > like.numel() or not is_finite(tensor):
+        fits = tensor.shape == like.shape
+        if kind == "basis":
+            num_out = tensors[f"{rest}.lora_B"].shape[0] if f"{rest}.lora_B" in tensors else 0
+            fits = tensor.shape == (like.shape[1], min(*like.shape, num_out))
+        if not fits or not is_finite(tensor):
             raise BadTensors(f"agreed state '{name[:80]}' of shape {tuple(tensor.shape)} does not fit the unit")

@@ -126,7 +126,10 @@ class RoundWork:
             parts = [probes[offset : offset + merged.numel()] for probes in brought]
             offset += merged.numel()
             if merged.numel() and len(parts) == len(entry.holders) and all(len(p) == merged.numel() for p in parts):
-                shares = self._plan.shares[unit]
+                view = self._inputs[unit].view
+                # FedNova's shares weigh changes and do not sum to 1: what is missing is the anchor's.
+                parts.append(self._rules.probes(view.anchor, scaling, self._number))
+                shares = (*self._plan.shares[unit], 1.0 - sum(self._plan.shares[unit]))
                 mean = sum((share * part for share, part in zip(shares, parts, strict=True)), torch.zeros_like(merged))
                 found.append((merging_error(parts, shares, merged), float(mean.norm())))
         return found

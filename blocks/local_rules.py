@@ -59,7 +59,7 @@ class UnitTerms:
     ) -> dict[str, torch.Tensor]:
         """The gradients to step with; those of frozen tensors are left out."""
         wanted = {name: tensor for name, tensor in gradients.items() if name not in self._frozen}
-        if self._rule.control:
+        if self._rule.control and all(bool(torch.isfinite(tensor).all()) for tensor in wanted.values()):
             self._note(wanted)
         return {name: self._with_terms(name, parameters[name].detach(), tensor) for name, tensor in wanted.items()}
 

