@@ -133,7 +133,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         with self._senders.answering():
             try:
                 async for message in self._answers(stream, self.sender_peer_ids.index(sender)):
-                    yield self._wire.sent(message)
+                    yield message
             except NETWORK_ERRORS as error:
                 failure = await self._judge.judge(sender, error)
                 yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=failure.peer.to_bytes())
@@ -155,7 +155,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 part_index += 1
                 if part_index == num_parts:
                     self._senders.serve(self.sender_peer_ids[sender_index])
-                yield summed.message
+                yield self._wire.sent(summed.message, summed.num_bytes)
                 if part_index == num_parts:
                     return  # and do not wait for the stream's end, which may come late
         raise StreamEnded(f"sent {part_index} of {num_parts} parts")
@@ -224,15 +224,15 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         first: dict[str, Any] = {"code": averaging_pb2.PART_FOR_AVERAGING, "group_id": self.group_id}
         mine = as_aiter(*self._parts.by_reducer[peer_index])
         async with contextlib.aclosing(amap_in_executor(self._encoded, mine, max_prefetch=1)) as parts:
-            async for part in parts:
+            async for part, num_bytes in parts:
                 message = averaging_pb2.AveragingData(tensor_part=part, weight=1.0, **first)
                 first = {}
-                yield self._wire.sent(message)
+                yield self._wire.sent(message, num_bytes)
 
-    def _encoded(self, stretch: Stretch) -> runtime_pb2.Tensor:
-        part = self._codec.encode(stretch.of(self._debts.vector))
-        self._debts.note_sent(stretch, part.buffer)
-        return part
+    def _encoded(self, stretch: Stretch) -> tuple[runtime_pb2.Tensor, int]:
+        part, data = self._codec.encode(stretch.of(self._debts.vector))
+        self._debts.note_sent(stretch, data)
+        return part, len(data)
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
         culprit = next(iter(missing), self.peer_id)  # or the handlers would blame those whom they serve

@@ -63,7 +63,12 @@ class HivemindExchange:
         early = min(_EARLY_SECONDS, config.read_seconds + config.reduce_seconds)
         self._runners: Registry[ClassRunner] = Registry(seconds=early)
         self._ballots: Registry[Ballot] = Registry(seconds=early)
-        self._servicer = AveragingServicer(runners=self._runners, ballots=self._ballots, check_join=self._check_join)
+        self._servicer = AveragingServicer(
+            runners=self._runners,
+            ballots=self._ballots,
+            check_join=self._check_join,
+            drain_seconds=config.stall_seconds,
+        )
         self._open: dict[bytes, ClassRunner | None] = {}
         self._open_group: bytes | None = None
 

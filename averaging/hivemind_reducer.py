@@ -11,7 +11,6 @@ import torch
 from hivemind.averaging.partition import AllreduceException, TensorPartReducer
 from hivemind.proto import averaging_pb2, runtime_pb2
 
-from averaging import merge
 from averaging.codecs import Codec
 from averaging.errors import BadTensors
 
@@ -31,42 +30,43 @@ class PartCodec:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def encode(self, tensor: torch.Tensor) -> runtime_pb2.Tensor:
-        """One part of a vector as a message."""
-        return runtime_pb2.Tensor(buffer=self.codec.encode(tensor), size=list(tensor.shape), dtype="float32")
+    def encode(self, tensor: torch.Tensor) -> tuple[runtime_pb2.Tensor, bytes]:
+        """One part of a vector as a message, and the bytes in it: to look at those of a message copies them."""
+        data = self.codec.encode(tensor)
+        return runtime_pb2.Tensor(buffer=data, size=list(tensor.shape), dtype="float32"), data
 
-    def decode(self, part: runtime_pb2.Tensor, shape: torch.Size) -> torch.Tensor:
-        """The part of `shape` (fp32) that a peer sent.
+    def bytes_of(self, part: runtime_pb2.Tensor, shape: torch.Size) -> bytes:
+        """The bytes of a part of `shape` that a peer sent.
 
         Raises:
             AllreduceException: wrong size, shape or dtype: the peer does not follow the protocol.
-            BadTensors: the bytes are no values of the run's codec, or not finite.
         """
-        most = self.codec.most_bytes(shape.numel())
-        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(part.buffer) > most:
+        most, data = self.codec.most_bytes(shape.numel()), bytes(part.buffer)
+        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(data) > most:
             raise AllreduceException(
-                f"sent {len(part.buffer)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
+                f"sent {len(data)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
                 f"not at most {most} as float32 of shape {tuple(shape)}"
             )
-        return self.codec.decode(part.buffer, shape.numel())
+        return data
 
-    def decode_sum(self, part: runtime_pb2.Tensor, shape: torch.Size) -> torch.Tensor:
-        """As `decode`, of what a reducer combined, whose every value is needed.
+    def decode_sum(self, data: bytes, shape: torch.Size) -> torch.Tensor:
+        """What a reducer combined, fp32, whose every value is needed.
 
         Raises:
-            AllreduceException: it cannot be read.
+            AllreduceException: the bytes are no values of the run's codec, or not finite.
         """
         try:
-            return self.decode(part, shape)
+            return self.codec.decode(data, shape.numel())
         except BadTensors as error:
             raise AllreduceException(f"sent a part that cannot be read: {error}") from error
 
 
 @dataclass(slots=True)
 class PartSum:
-    """One part's sum: the message that all senders get, and what it decodes to."""
+    """One part's sum: the message that all senders get, how many bytes of values it holds, and what it decodes to."""
 
     message: averaging_pb2.AveragingData
+    num_bytes: int
     tensor: torch.Tensor
 
 
@@ -148,15 +148,13 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
     def _finish(self, part_index: int, pieces: Sequence[Piece]) -> PartSum:
         try:
             combined = self._combine(part_index, pieces)
-        except BadTensors as error:
+            part, data = self._codec.encode(combined)
+        except BadTensors as error:  # too few updates for a robust mean, or a sum that is not finite
             raise AllreduceException(str(error)) from error
-        if not merge.is_finite(combined):
-            raise AllreduceException("the sum of a part is not finite")
-        part = self._codec.encode(combined)
         message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=part)
-        decoded = self._codec.decode_sum(part, combined.shape)
+        decoded = self._codec.decode_sum(data, combined.shape) if self._codec.codec.is_lossy else combined
         self._note(part_index, combined, decoded)
-        return PartSum(message=message, tensor=decoded)
+        return PartSum(message=message, num_bytes=len(data), tensor=decoded)
 
     def _settle(self, slot: _Slot, job: asyncio.Future[PartSum]) -> None:
         slot.pieces = []

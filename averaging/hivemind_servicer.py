@@ -26,8 +26,6 @@ from peers.network import PeerId
 
 logger = logging.getLogger(__name__)
 
-_DRAIN_SECONDS = 2.0  # for the other side to end its stream, once it has its answer
-
 CheckJoin = Callable[[PeerId, bytes], Awaitable[None]]
 """Raises BadContribution unless the bytes are a contribution signed by the peer."""
 
@@ -35,7 +33,15 @@ CheckJoin = Callable[[PeerId, bytes], Awaitable[None]]
 class AveragingServicer(ServicerBase):  # type: ignore[misc]
     """Serves one run on one P2P node; callers are known by transport identity, never by claim."""
 
-    def __init__(self, *, runners: Registry[ClassRunner], ballots: Registry[Ballot], check_join: CheckJoin) -> None:
+    def __init__(
+        self,
+        *,
+        runners: Registry[ClassRunner],
+        ballots: Registry[Ballot],
+        check_join: CheckJoin,
+        drain_seconds: float,
+    ) -> None:
+        self._drain_seconds = drain_seconds  # for the other side to take its answers and end its stream
         self.matchmaking: Matchmaking | None = None
         self._runners = runners
         self._ballots = ballots
@@ -72,7 +78,7 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
             else:
                 async for message in runner.rpc_aggregate_part(achain(as_aiter(request), kept), context):
                     yield message
-            await kept.drain(_DRAIN_SECONDS)
+            await kept.drain(self._drain_seconds)
 
     async def rpc_vote(
         self, stream: AsyncIterator[averaging_pb2.DownloadData], context: P2PContext
@@ -89,4 +95,4 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
             else:
                 ballot.add(peer, votes)
                 yield averaging_pb2.AveragingData(code=averaging_pb2.ACCEPTED)
-            await kept.drain(_DRAIN_SECONDS)
+            await kept.drain(self._drain_seconds)

@@ -1,7 +1,7 @@
 """How a handler of hivemind's streams ends without losing what it said last.
 
-p2pd resets a stream that is closed here while the other side's messages, its end-of-stream among them, are unread; what
-was sent just before is lost then, and the other side sees a stream that ends without a word.
+p2pd resets a stream that is closed here first: what was sent just before, and lies unread at the other side, is lost
+then, and the other side sees a stream that ends without a word. So the side that asked is to close it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class KeptStream(Generic[T]):
         return item
 
     async def drain(self, seconds: float) -> None:
-        """Read on and throw away until the other side ends the stream, or the time is up."""
+        """Read on and throw away until the other side closes the stream, or the time is up.
+
+        hivemind ends a handler by cancelling it once the stream is closed; an end-of-stream message comes before that.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 async for _ in self:
                     pass
+                await asyncio.Event().wait()
 
     async def aclose(self) -> None:
         """Let go of a read that is under way."""

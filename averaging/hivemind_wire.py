@@ -15,19 +15,25 @@ from averaging.errors import BadTensors
 from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_reducer import PartCodec, Piece
 
-FRAME_BYTES = 9  # hivemind puts a marker and an 8-byte length before every message
+FRAME_BYTES = 32  # about what hivemind and protobuf put around the values of a part
 
 
 class Wire:
     """What one class's messages carry: checked, decoded and counted, those sent as well as those received."""
 
     def __init__(self, codec: PartCodec, holders: Sequence[PeerID], max_update: float) -> None:
-        self.bytes_sent = self.bytes_received = 0
+        self.bytes_sent = 0
         self._codec, self._holders, self._max_update = codec, holders, max_update
+        self._received: list[int] = []  # of each part; threads append to it
 
-    def sent(self, message: averaging_pb2.AveragingData) -> averaging_pb2.AveragingData:
-        """Count `message`, and hand it on."""
-        self.bytes_sent += message.ByteSize() + FRAME_BYTES
+    @property
+    def bytes_received(self) -> int:
+        """With what is around each part."""
+        return sum(self._received)
+
+    def sent(self, message: averaging_pb2.AveragingData, num_bytes: int) -> averaging_pb2.AveragingData:
+        """Count a message with so many bytes of values, and hand it on. (To tell its size, protobuf would write it.)"""
+        self.bytes_sent += num_bytes + FRAME_BYTES
         return message
 
     async def numbered(
@@ -36,7 +42,6 @@ class Wire:
         """Each message with the shape that it must have; what is no part of this class raises."""
         part_index = 0
         async for message in stream:
-            self.bytes_received += message.ByteSize() + FRAME_BYTES
             if message.code == averaging_pb2.CANCELLED and message.peer_id:
                 culprit = PeerID(message.peer_id)
                 if culprit in self._holders:
@@ -50,17 +55,22 @@ class Wire:
 
     def piece(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> Piece:
         """The piece in a message of `numbered`; None where its values can be no update."""
-        message, shape = numbered
         try:
-            piece = self._codec.decode(message.tensor_part, shape)
+            piece = self._codec.codec.decode(self._taken(numbered), numbered[1].numel())
         except BadTensors:
             return None
-        return piece if float(piece.abs().max()) <= self._max_update else None
+        lowest, highest = torch.aminmax(piece)
+        return piece if -self._max_update <= float(lowest) and float(highest) <= self._max_update else None
 
     def combined(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
         """The sum in a message of `numbered`."""
+        return self._codec.decode_sum(self._taken(numbered), numbered[1])
+
+    def _taken(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> bytes:
         message, shape = numbered
-        return self._codec.decode_sum(message.tensor_part, shape)
+        data = self._codec.bytes_of(message.tensor_part, shape)
+        self._received.append(len(data) + FRAME_BYTES)
+        return data
 
 
 class Senders:

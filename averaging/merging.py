@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -118,7 +119,7 @@ def make_merging(name: str, *, seed: int, rank: int) -> Merging:
 def probes(tensors: UnitTensors, scaling: float, *, seed: int, number: int, count: int = 4) -> Tensor:
     """Numbers by which products can be compared without being formed: fp32, flat, `count` for each module by name.
 
-    Each is u^T (scaling * B A) v with u and v standard normal, drawn from seed, round `number`, module and index, so
+    Each is u^T (scaling * B A) v with u and v of random signs, drawn from seed, round `number`, module and index, so
     that all peers use the same ones. They are linear in the product M, and E[(u^T M v)^2] is its squared Frobenius
     norm (Hutchinson's argument): the norm of the flat vector estimates that of the unit's products.
 
@@ -127,13 +128,11 @@ def probes(tensors: UnitTensors, scaling: float, *, seed: int, number: int, coun
     """
     values = []
     for module in _modules(tensors):
-        a_RI, b_OR = tensors[module + _A].detach().double(), tensors[module + _B].detach().double()
-        for index in range(count):
-            key = f"probe:{seed}:{number}:{module}:{index}"
-            u_O = _normals(f"{key}:u", b_OR.shape[0])
-            v_I = _normals(f"{key}:v", a_RI.shape[1])
-            values.append(scaling * torch.dot(u_O @ b_OR, a_RI @ v_I))
-    return torch.stack(values).float() if values else torch.zeros(0)
+        a_RI, b_OR = tensors[module + _A].detach(), tensors[module + _B].detach()
+        u_CO = _signs(f"probe:{seed}:{number}:{module}:u", count, b_OR.shape[0])
+        v_CI = _signs(f"probe:{seed}:{number}:{module}:v", count, a_RI.shape[1])
+        values.append(scaling * ((u_CO @ b_OR).double() * (v_CI @ a_RI.T).double()).sum(dim=1))
+    return torch.cat(values).float() if values else torch.zeros(0)
 
 
 def merging_error(brought: Sequence[Tensor], shares: Sequence[float], merged: Tensor) -> float:
@@ -253,8 +252,8 @@ class _Power:
         return Merged(tensors=tensors, outer=outer, resets_moments=True)
 
     def _basis(self, view: UnitView, module: str) -> Tensor:
-        """Q: [in, width] in float64: the agreed one, or else the rows of the anchor's A, on which the first changes of B
-        act. Where the anchor is of a smaller rank, and so not the same on all holders, it is drawn from seed and name.
+        """Q: [in, width] in float64: the agreed one, or else the rows of the anchor's A, on which the first changes of
+        B act. Where the anchor is of a smaller rank, and so not the same on all, it is drawn from seed and name.
         """
         num_in, num_out = view.anchor[module + _A].shape[1], view.anchor[module + _B].shape[0]
         width = min(self.rank, num_in, num_out)
@@ -286,6 +285,15 @@ def _normals(key: str, count: int) -> Tensor:
     digest = hashlib.sha256(key.encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
     return torch.from_numpy(generator.standard_normal(count))
+
+
+@lru_cache(maxsize=128)  # a module's signs are the same in all blocks of a round, and for what is brought and merged
+def _signs(key: str, count: int, size: int) -> Tensor:
+    """Random signs, fp32, [count, size]: the bits of numpy's PCG64 keyed by the text."""
+    digest = hashlib.sha256(key.encode()).digest()
+    raw = np.random.PCG64(int.from_bytes(digest[:16], "little")).random_raw(-(-count * size // 64))
+    bits = np.unpackbits(np.asarray(raw, dtype="<u8").view(np.uint8))[: count * size]
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1).reshape(count, size)
 
 
 def _orthonormal(matrix: Tensor, padding: Tensor | None = None) -> Tensor:

@@ -61,10 +61,10 @@ def outer_step(
     al., 2003.00295), where tau takes epsilon's place, with Adam's correction of the moments' bias, which they leave
     out.
     """
+    if config.name == "none":
+        return dict(merged), dict(state)
     tensors = {name: tensor.clone() for name, tensor in merged.items()}
     after = dict(state)
-    if config.name == "none":
-        return tensors, after
     step = _nesterov if config.name == "nesterov" else _adam
     for name in sorted(set(names)):
         move, moved = step(config, name, anchor[name] - merged[name], state)

@@ -54,6 +54,11 @@ class Debts:
         self, codec: Codec, vector: torch.Tensor, owed_sent: torch.Tensor | None, owed_sum: torch.Tensor | None
     ) -> None:
         self._codec = codec
+        for owed in (owed_sent, owed_sum):
+            if owed is not None and owed.shape != vector.shape:
+                raise ValueError(
+                    f"{owed.numel()} values are owed to a vector of {vector.numel()}; start again with None"
+                )
         self.vector = vector if owed_sent is None else vector + owed_sent
         self.sent = torch.zeros_like(vector) if codec.is_lossy else None
         self.summed = None

@@ -91,7 +91,7 @@ def combine(name: str, pieces: Sequence[Tensor], segments: Sequence[Segment]) ->
         into = result[segment.start : segment.stop]
         if name == "none":
             for value, share in zip(values, shares, strict=True):
-                into += value * share
+                into.add_(value, alpha=share)
         elif name == "clip":
             _clip(values, shares, into)
         elif name == "trimmed":

@@ -83,15 +83,15 @@ class HostileExchange(HivemindExchange):
 
 
 def too_long(encode, tensor):
-    part = encode(tensor)
-    part.buffer *= 2
-    return part
+    part, data = encode(tensor)
+    part.buffer = data * 2
+    return part, data
 
 
 def another_shape(encode, tensor):
-    part = encode(tensor)
+    part, data = encode(tensor)
     part.size[:] = [2**31]
-    return part
+    return part, data
 
 
 @pytest.mark.parametrize("damage", [too_long, another_shape])
@@ -111,13 +111,14 @@ async def test_a_part_that_cannot_be_right_costs_its_class_the_round_and_no_othe
 
 
 def not_a_number(encode, tensor):
-    part = encode(tensor)
+    part, data = encode(tensor)
     part.buffer = torch.full_like(tensor, torch.nan).numpy().tobytes()
-    return part
+    return part, len(data)
 
 
 def oversized(encode, tensor):
-    return encode(tensor * 1e9)
+    part, data = encode(tensor * 1e9)
+    return part, len(data)
 
 
 class DamagedSender(HivemindExchange):
