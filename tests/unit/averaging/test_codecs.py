@@ -1,4 +1,4 @@
-"""Codecs: how far decoded values are off, what bytes from strangers can do."""
+"""Codecs: how far decoded values are off, and what bytes from strangers can do."""
 
 from __future__ import annotations
 
