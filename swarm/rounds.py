@@ -85,6 +85,17 @@ class RoundKeeper:
         """The round that is to come."""
         return self._host.round + 1
 
+    def words(self) -> str:
+        """How the last round went and who is banned, for a line of status; empty before the first."""
+        told = []
+        if self.last is not None:
+            told.append(f"{self.last.seconds.total:.1f} s, {len(self.last.peers)} peers")
+            if self.last.merging_error is not None:
+                told.append(f"merging error {self.last.merging_error:.1%}")
+        if banned := self._bans.banned():
+            told.append(f"banned: {', '.join(sorted(banned))}")
+        return f" ({'; '.join(told)})" if told else ""
+
     async def run(self) -> None:
         """Follow the run, until cancelled."""
         while True:
@@ -150,7 +161,7 @@ class RoundKeeper:
         if outcome.behind:
             return
         self.rounds_done += 1
-        self._log(outcome)
+        _log(outcome)
         await self._save()
 
     async def _average(
@@ -224,22 +235,6 @@ class RoundKeeper:
         except BadCheckpoint as error:
             logger.error("%s", error)  # training goes on: the other holders have it too
 
-    def _log(self, outcome: RoundOutcome) -> None:
-        logger.info(
-            "round done number=%d peers=%d applied=%d kept=%d seconds=%.2f sent=%d received=%d merging_error=%s",
-            outcome.number,
-            len(outcome.peers),
-            len(outcome.applied),
-            len(outcome.kept),
-            outcome.seconds.total,
-            outcome.bytes_sent,
-            outcome.bytes_received,
-            "none" if outcome.merging_error is None else f"{outcome.merging_error:.4f}",
-        )
-        for reason in sorted(set(outcome.kept.values())):
-            units = [unit for unit, why in outcome.kept.items() if why == reason]
-            logger.warning("round %d kept the old value of %d units: %s", outcome.number, len(units), reason)
-
     def _busiest(self, others: Sequence[ProgressRecord]) -> list[PeerProgress]:
         """The holders of the block that has seen most: every sample passes one holder of each block, so their sum is
         the run's count, where the sum over all peers would count a sample once per hop.
@@ -265,6 +260,23 @@ def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundO
             kept[unit] = reason
     applied = {unit: tensors for unit, tensors in outcome.applied.items() if unit not in kept}
     return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
+
+
+def _log(outcome: RoundOutcome) -> None:
+    logger.info(
+        "round done number=%d peers=%d applied=%d kept=%d seconds=%.2f sent=%d received=%d merging_error=%s",
+        outcome.number,
+        len(outcome.peers),
+        len(outcome.applied),
+        len(outcome.kept),
+        outcome.seconds.total,
+        outcome.bytes_sent,
+        outcome.bytes_received,
+        "none" if outcome.merging_error is None else f"{outcome.merging_error:.4f}",
+    )
+    for reason in sorted(set(outcome.kept.values())):
+        units = [unit for unit, why in outcome.kept.items() if why == reason]
+        logger.warning("round %d kept the old value of %d units: %s", outcome.number, len(units), reason)
 
 
 def _brought(units: Mapping[UnitId, UnitState], counted: Mapping[UnitId, Counted]) -> dict[UnitId, Brought]:

@@ -98,7 +98,7 @@ async def test_progress_and_trainers_are_found_too(world: World) -> None:
         samples=5,
         total_samples=9,
         digests=b"0123456789abcdef",
-        proposal=(2, world.clock() + 5),
+        proposal=(2, world.clock() + 5, 1.5),
         expires_at=world.clock() + 60,
     )
     trainer = TrainerRecord(

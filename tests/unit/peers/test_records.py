@@ -47,7 +47,7 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     host = replace(peer_record(ann.peer, Span(0, 15)), keeps=(Span(20, 22),), roles=("host", "trainer"))
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
-    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5))
+    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5))
     assert open_record(seal_record(ann, moving), ProgressRecord, run=RUN, now=NOW) == moving
     assert moving.digest_of(3) == b"89abcdef"
     assert moving.digest_of(4) is None
