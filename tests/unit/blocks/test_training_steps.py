@@ -136,7 +136,7 @@ async def test_commits_during_a_step_lose_neither_samples_nor_tokens(
     await thread.run(Priority.CLOSE, lambda: None)  # behind every step that was handed in
     assert trainer.ledger.tallies[2].total_samples == 24
     assert trainer.ledger.tallies[2].tokens == 0
-    assert all(total is None for total in trainer._units._sums.values())
+    assert all(total is None for total in trainer.unit_steps._sums.values())
 
 
 async def test_a_cancelled_commit_is_counted_all_the_same(llama_source: ModelSource, thread: ComputeThread) -> None:
@@ -149,4 +149,4 @@ async def test_a_cancelled_commit_is_counted_all_the_same(llama_source: ModelSou
         await task
     await thread.run(Priority.EVALUATE, lambda: None)
     assert trainer.ledger.tallies[2].samples == 2
-    assert all(total is not None for total in trainer._units._sums.values())
+    assert all(total is not None for total in trainer.unit_steps._sums.values())

@@ -121,7 +121,7 @@ async def test_errors_become_refusals_and_the_stream_lives_on(swarm: FakeSwarm, 
     ("ours", "words"),
     [
         (replace(HELLO(), run="run-2"), ["run-1", "run-2"]),
-        (replace(HELLO(), low=7, high=9, software="swarmtune 9"), ["2 to 2", "swarmtune 1", "7 to 9", "swarmtune 9"]),
+        (replace(HELLO(), low=7, high=9, software="swarmtune 9"), ["3 to 3", "swarmtune 1", "7 to 9", "swarmtune 9"]),
     ],
     ids=["another run", "no common version"],
 )
