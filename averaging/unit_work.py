@@ -66,17 +66,21 @@ class RoundWork:
         kept = dict(self._plan.kept)
         errors: list[tuple[float, float]] = []
         for unit in self._plan.alone:
-            if self._has(unit):
+            try:
                 applied[unit] = self._alone(unit)
-            else:
-                kept[unit] = "it is not held any more"
+            except BadTensors as error:
+                kept[unit] = str(error)
         for entry in self._plan.classes:
             result, decision = reduced[entry.class_id], decisions[entry.class_id]
             if not isinstance(decision, rounds.Applied) or result.mean is None:
                 why = result.reason or (decision.reason if isinstance(decision, rounds.Kept) else "")
                 kept.update(dict.fromkeys(entry.units, why))
                 continue
-            states = {unit: self._rules.finish(self._inputs[unit], self._means[unit]) for unit in entry.units}
+            try:
+                states = {unit: self._rules.finish(self._inputs[unit], self._means[unit]) for unit in entry.units}
+            except BadTensors as error:  # the others go on; what they come to is fetched
+                kept.update(dict.fromkeys(entry.units, str(error)))
+                continue
             applied.update(states)
             feedback.settle(entry.units, self._brought, result.owed_sent, result.owed_sum)
             errors += self._errors(entry, states, votes.get(entry.class_id, {}))
@@ -105,7 +109,12 @@ class RoundWork:
         )
 
     def _alone(self, unit: UnitId) -> UnitResult:
-        """No traffic, but the rules all the same: an outer step is one with a single holder too."""
+        """No traffic, but the rules all the same: an outer step is one with a single holder too.
+
+        Raises:
+            BadTensors: the unit is not held any more, or its values cannot be averaged.
+        """
+        merge.check([unit], {unit: self._inputs[unit].view.live} if unit in self._inputs else {})
         share = self._plan.shares[unit][0]
         means: list[UnitTensors] = []
         for _ in range(self._rules.merging.passes):

@@ -151,6 +151,21 @@ async def test_a_peer_on_its_own_applies_its_units_without_a_network():
         assert all(torch.equal(outcome.applied[unit].tensors[name], value) for name, value in tensors.items())
 
 
+async def test_a_peer_on_its_own_keeps_the_old_value_of_what_has_diverged_or_is_gone():
+    units = units_of(PEERS[0])
+    units[unit_of("default", 1)]["A"][0, 0] = torch.nan
+    del units[unit_of("default", 2)]
+
+    async def read():
+        return inputs_of(PEERS[0], units)
+
+    averager = Averager(FakeExchange(FakeSwarm(peers=PEERS), PEERS[0]), PEERS[0], "layout", CONFIG)
+    outcome = await averager.run_round(3, call(1), brought_of(PEERS[0]), read)
+    assert outcome.applied.keys() == {unit_of("default", 0), unit_of("default", 3)}
+    assert "not finite" in outcome.kept[unit_of("default", 1)]
+    assert "not held any more" in outcome.kept[unit_of("default", 2)]
+
+
 @pytest.mark.parametrize("damage", ["nan", "float16", "gone", "slow"])
 async def test_a_class_that_cannot_be_read_is_kept_by_all_its_holders(damage):
     swarm = FakeSwarm(peers=PEERS[:3])
