@@ -15,10 +15,11 @@ has one.
 `gap_percent` is how far the held-out loss is above the reference's, `share_of_gain` what part of the reference's gain
 over the untrained adapter is there, `merging_error` how far the merged products are from the mean of the peers', the
 mean of all rounds. `bytes_per_peer` is all that a peer sends: in a round (n - 1) / n of its vector to the others, and
-n - 1 times the n-th of it that it reduced. `traffic_ratio` is that over averaging gradients in fp32 in every step. In
-the two uneven rows peers make 4, 8, 12 and 16 steps a round, and all count the same. `smollm2` repeats the three best
-rules with SmolLM2-135M (`pip install 'swarmtune[demo]'`) on 96 rows of 128 tokens, everybody at one learning rate,
-with rounds 6 steps apart, or 12 where the name says 50.
+n - 1 times the n-th of it that it reduced. `traffic_ratio` is that over averaging gradients in fp32 in every step.
+Rounds are 4 local steps apart, or 50 where the name says so. In the two uneven rows peers make 2, 3, 5 and 6 steps a
+round, and all count the same. `smollm2` repeats the three best rules with SmolLM2-135M (`pip install
+'swarmtune[demo]'`) on 96 rows of 128 tokens, everybody at one learning rate, with rounds 4 steps apart, or 12 where the
+name says 50.
 """
 
 from __future__ import annotations

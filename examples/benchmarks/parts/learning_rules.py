@@ -13,10 +13,10 @@ from rich.table import Table
 from averaging.recipe import Recipe
 
 MEAN, NESTEROV, NESTEROV_50, REFERENCE = "mean", "nesterov", "nesterov, 50 steps", "one process"
-SHORT, LONG = 10, 50
+SHORT, LONG = 4, 50
 Say = Callable[[str], None]
 
-_PACES = (4, 8, 12, 16)
+_PACES = (2, 3, 5, 6)
 _NESTEROV = Recipe(outer="nesterov", outer_learning_rate=0.7, outer_momentum=0.9)
 # Rules that change what a peer learns, or how fast, choose a learning rate of their own.
 _OWN_RATE = {

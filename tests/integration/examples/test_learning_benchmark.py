@@ -28,21 +28,21 @@ def setup() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def found(setup: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The whole table, of runs of ten steps."""
+    """The whole table, of runs of eight steps."""
     from parts.learning_model import SmallModel
     from parts.learning_runs import Course
     from parts.report import Bench
 
     size = setup.Size(
         model=SmallModel(hidden=32, layers=1, steps=4),
-        course=Course(steps=10, rows=1),
+        course=Course(steps=8, rows=1),
         tokens=16,
         tuning_rows=2,
         held_out_rows=4,
         rates=(1e-2,),
         seeds=(0,),
-        short=5,
-        long=10,
+        short=4,
+        long=8,
     )
     return setup.measure_small(Bench(directory=tmp_path_factory.mktemp("learning"), quick=True), size)[1]
 
@@ -55,9 +55,9 @@ def test_every_rule_has_a_row_and_its_bytes(found: dict[str, object]) -> None:
     reference, mean = rows["one process"], rows["mean"]
     assert reference["gap_percent"] == 0
     assert all(row["held_out_loss"] < math.log(256) + 1 for row in rows.values())
-    # Two rounds of the whole vector instead of ten steps, and one instead of ten.
-    assert mean["traffic_ratio"] == pytest.approx(0.2, rel=0.01)
-    assert found["nesterov_50_traffic_ratio"] == pytest.approx(0.1, rel=0.01)
+    # Two rounds of the whole vector instead of eight steps, and one instead of eight.
+    assert mean["traffic_ratio"] == pytest.approx(0.25, rel=0.01)
+    assert found["nesterov_50_traffic_ratio"] == pytest.approx(0.125, rel=0.01)
     by_codec = [rows[name]["bytes_per_peer"] / mean["bytes_per_peer"] for name in ("fp16", "int8", "int4", "topk")]
     assert by_codec == sorted(by_codec, reverse=True)
     assert by_codec[1] == pytest.approx(0.25, abs=0.02)
