@@ -8,7 +8,7 @@ results are equal to the bit, and the first is compared with the mean in fp64. M
 `round_4_seconds`, `round_8_seconds`: rounds of 4 and of 8 peers; `phases_4`, `phases_8`: the slowest peer's seconds in
 each phase. `full_groups_of_20`: rounds of 8, of 20, in which every peer averaged every unit with all others.
 `hivemind_4_seconds`, `hivemind_tuned_4_seconds`: DecentralizedAverager with its defaults (min_matchmaking_time 5,
-request_timeout 3), and with 2, 1 and target_group_size 4; `..._full`: in how many of its rounds all 4 were one group.
+request_timeout 3), and with 2, 1 and target_group_size 4. `..._full`: in how many of `..._rounds` all 4 were one group.
 `allreduce_over_gloo`: a round's all-reduce of 4 over torch.distributed's all_reduce of 4 on the same vector, measured
 in turn. `bytes_8bit_ratio`: bytes that a peer sends in the codec int8 over those in fp32.
 `recovery_seconds`: from a SIGKILL of one of 4 peers within the all-reduce, whose survivors apply nothing then, until
@@ -18,6 +18,7 @@ the next round is done among the other 3.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from parts.gloo import Gloo
 from parts.report import Bench, Values, median, run_parts
@@ -43,13 +44,15 @@ def measure_four(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 4)
         for _ in range(bench.pick(5, 7)):
             rows.append(_play(bench, crew, num_peers))
             floor += gloo.measure(2)
-        _check_whole(rows)
+        whole = _whole(rows)
         eight_bit_bytes = _eight_bit_bytes(bench, crew)
-    reduce_seconds = statistics.median(row.phases["reduce"] for row in rows)
-    sent = statistics.median(row.bytes_sent for row in rows)
+    reduce_seconds = statistics.median(row.phases["reduce"] for row in whole)
+    sent = statistics.median(row.bytes_sent for row in whole)
     return {
-        f"round_{num_peers}_seconds": median([row.seconds for row in rows]),
-        f"phases_{num_peers}": _phases(rows),
+        f"round_{num_peers}_seconds": median([row.seconds for row in whole]),
+        f"round_{num_peers}_full": len(whole),
+        f"round_{num_peers}_rounds": len(rows),
+        f"phases_{num_peers}": _phases(whole),
         "allreduce_over_gloo": round(reduce_seconds / statistics.median(floor), 2),
         f"gloo_{num_peers}_seconds": round(statistics.median(floor), 4),
         "bytes_sent_per_peer": round(sent),
@@ -86,7 +89,7 @@ def measure_recovery(bench: Bench, parameters: int = PARAMETERS, repeats: int = 
 def measure_rivals(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 4) -> Values:
     """hivemind's own averager, with its defaults and tuned."""
     found: Values = {}
-    for name, settings, repeats in (("hivemind", {}, 3), ("hivemind_tuned", TUNED, bench.pick(5, 7))):
+    for name, settings, repeats in (("hivemind", {}, bench.pick(2, 3)), ("hivemind_tuned", TUNED, bench.pick(3, 7))):
         seconds, full = list[float](), 0
         with Rivals.of(settings, num_peers, parameters) as rivals:
             bench.say(f"{num_peers} peers of {name} are up")
@@ -116,14 +119,17 @@ def _eight_bit_bytes(bench: Bench, crew: Crew) -> float:
     """Bytes that a peer sends in one round in the 8-bit codec."""
     crew.use_codec(EIGHT_BIT)
     rows = [_play(bench, crew, len(crew.peers)) for _ in range(bench.pick(2, 3))]
-    _check_whole(rows)
+    rows = _whole(rows)
     bench.say(f"8 bits: {median([row.seconds for row in rows])} s, off by {crew.mean_error(crew.peers):.1e}")
     return statistics.median(row.bytes_sent for row in rows)
 
 
-def _check_whole(rows: list[Row]) -> None:
-    if not all(row.whole for row in rows):
-        raise SystemExit("a round of few peers was not whole, so its time says nothing; is this machine too busy?")
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """The rounds whose time means something; how many there were is told beside it."""
+    whole = [row for row in rows if row.whole]
+    if not whole:
+        raise SystemExit("no round was whole, so their times say nothing; is this machine too busy?")
+    return whole
 
 
 def _phases(rows: list[Row]) -> dict[str, float]:
