@@ -123,11 +123,6 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
             self._slots.pop(part_index, None)
         return result
 
-    @property
-    def is_summed(self) -> bool:
-        """Whether every part has come from every sender."""
-        return all(count == self.num_parts for count in self.num_parts_received)
-
     def fail(self, failure: Exception) -> None:
         """Let all who wait, now and later, have `failure`. What is summed already stays."""
         if self.failure is None:

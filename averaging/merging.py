@@ -74,10 +74,6 @@ class Merging(Protocol):
     def passes(self) -> int:
         """How many means it needs, one after another."""
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether the result is the anchor plus the mean, so that an outer optimizer can stand in for that sum."""
-
     def frozen(self, names: Iterable[str], number: int) -> frozenset[str]:
         """Which of a unit's tensors are not trained after the unit's round `number`."""
 
@@ -159,7 +155,6 @@ class _Mean:
 
     name: ClassVar[str] = "mean"
     passes: ClassVar[int] = 1
-    is_linear: ClassVar[bool] = True
 
     def frozen(self, names: Iterable[str], number: int) -> frozenset[str]:
         return frozenset()
@@ -216,7 +211,6 @@ class _Power:
     rank: int
     name: ClassVar[str] = "power"
     passes: ClassVar[int] = 2
-    is_linear: ClassVar[bool] = False
 
     def frozen(self, names: Iterable[str], number: int) -> frozenset[str]:
         return frozenset()

@@ -67,7 +67,6 @@ class RoundKeeper:
 
     def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
-        self.rounds_done = 0
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
         self._catching_up = CatchUp(
@@ -160,7 +159,6 @@ class RoundKeeper:
             await self.catch_up()
         if outcome.behind:
             return
-        self.rounds_done += 1
         _log(outcome)
         await self._save()
 

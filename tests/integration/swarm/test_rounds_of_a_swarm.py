@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -53,21 +53,27 @@ def served_equals_trained(host: Host) -> bool:
     return all(torch.equal(live[unit][name], served[unit][name]) for unit in live for name in live[unit])
 
 
-def test_after_each_round_all_holders_have_equal_bits_and_serve_them(make_swarm: MakeSwarm) -> None:
-    swarm = make_swarm(SETTINGS)
-    hosts = swarm.hosts(a=FRONT, b=BACK, c=WHOLE)
+def two_rounds(swarm: SmallSwarm, hosts: Sequence[Peer]) -> Iterator[int]:
+    """Train through two rounds, and say when each is over: all holders agree, and both changed every block."""
     trainer = swarm.enter("trainer")
     seen = [digests(*hosts)]
     for number in (1, 2):
         assert train_one_round(swarm, trainer, hosts) == number
         assert agree(*hosts)
         seen.append(digests(*hosts))
+        yield number
+    for block in WHOLE.blocks():
+        assert len({bits for digest in seen for bits in digest[block]}) == 3, "a round changed nothing"
+
+
+def test_after_each_round_all_holders_have_equal_bits_and_serve_them(make_swarm: MakeSwarm) -> None:
+    swarm = make_swarm(SETTINGS)
+    hosts = swarm.hosts(a=FRONT, b=BACK, c=WHOLE)
+    for number in two_rounds(swarm, hosts):
         for host in hosts:
             assert host_of(host).shelf.newest.round == number
             assert served_equals_trained(host_of(host))
             assert all(state.total_samples == number * ROUND_SAMPLES for state in host_of(host).units.values())
-    for block in WHOLE.blocks():
-        assert len({bits for digest in seen for bits in digest[block]}) == 3, "a round changed nothing"
 
 
 def test_a_newcomer_has_the_adapters_and_the_moments_of_the_current_round(make_swarm: MakeSwarm) -> None:
