@@ -1,0 +1,98 @@
+"""How many blocks a peer takes, and what is left for caches and work in flight: rules over plain numbers of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from blocks.open_work import TrainingLimits
+from swarm.errors import BadConfig
+from swarm.traffic import size_words
+
+FREE_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for activations and caches
+_WEIGHT_SHARE = 0.5  # likewise, of what a person allows
+_LEAST_BESIDE_BYTES = 64_000_000  # for caches and work, however small the blocks are
+# Of what weights leave. The rest is for what is not budgeted: adapters with their moments, and the pass that runs.
+_CACHE_SHARE = 0.25
+_STASH_SHARE = 0.25
+_HELD_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allowance:
+    """`--max-memory` as it applies: `most_bytes` for the process, which has taken `taken_bytes` before any block.
+
+    `block_bytes` are the frozen weights of the largest block.
+    """
+
+    most_bytes: int
+    taken_bytes: int
+    block_bytes: int
+
+    def most_blocks(self) -> int:
+        """How many blocks fit.
+
+        Raises:
+            BadConfig: not even one; says how much one needs.
+        """
+        beside = self.most_bytes - self.taken_bytes
+        most = min(int(beside * _WEIGHT_SHARE), beside - _LEAST_BESIDE_BYTES) // max(1, self.block_bytes)
+        if most < 1:
+            raise BadConfig(
+                f"--max-memory {size_words(self.most_bytes)} leaves no room for one block: it needs "
+                f"{self._needs(1)}; give at least {size_words(_up(self._total(1)))}, or try --quantize"
+            )
+        return most
+
+    def check(self, num_blocks: int) -> None:
+        """Refuse a span that a person chose and that does not fit.
+
+        Raises:
+            BadConfig: says how much it needs, and how many blocks would fit.
+        """
+        most = self.most_blocks()
+        if num_blocks > most:
+            raise BadConfig(
+                f"--max-memory {size_words(self.most_bytes)} has room for {most} blocks, not for {num_blocks}: they "
+                f"need {self._needs(num_blocks)}; give at least {size_words(_up(self._total(num_blocks)))}, or fewer "
+                "--blocks"
+            )
+
+    def cache_bytes(self, num_blocks: int, wanted: int) -> int:
+        """The budget for KV caches beside so many blocks; at most what was asked for."""
+        return min(wanted, int(self._left(num_blocks) * _CACHE_SHARE))
+
+    def limits(self, num_blocks: int, wanted: TrainingLimits) -> TrainingLimits:
+        """The limits of work in flight beside so many blocks; at most what was asked for."""
+        left = self._left(num_blocks)
+        return replace(
+            wanted,
+            stash_bytes=min(wanted.stash_bytes, int(left * _STASH_SHARE)),
+            held_bytes=min(wanted.held_bytes, int(left * _HELD_SHARE)),
+        )
+
+    def _left(self, num_blocks: int) -> int:
+        return self.most_bytes - self.taken_bytes - num_blocks * self.block_bytes
+
+    def _work(self, num_blocks: int) -> int:
+        """What must be left beside so many blocks."""
+        weights = num_blocks * self.block_bytes
+        return max(_LEAST_BESIDE_BYTES, int(weights / _WEIGHT_SHARE) - weights)
+
+    def _total(self, num_blocks: int) -> int:
+        return self.taken_bytes + num_blocks * self.block_bytes + self._work(num_blocks)
+
+    def _needs(self, num_blocks: int) -> str:
+        return (
+            f"{size_words(num_blocks * self.block_bytes)} for weights and {size_words(self._work(num_blocks))} for "
+            f"caches and work, beside the {size_words(self.taken_bytes)} of the program itself"
+        )
+
+
+def affordable(free_bytes: int, block_bytes: int, num_blocks: int) -> int:
+    """How many blocks fit in half of the free memory; at least one, at most all."""
+    return max(1, min(num_blocks, int(free_bytes * FREE_SHARE) // max(1, block_bytes)))
+
+
+def _up(num_bytes: int) -> int:
+    """A little more, so that the number as it is printed, with three digits, is enough."""
+    return int(num_bytes * 1.01)
