@@ -29,6 +29,7 @@ MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nob
 MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 ROLES = ("host", "trainer", "client", "keeper")
+AWAY = ("", "hand", "hours", "leaving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
@@ -106,13 +107,15 @@ _SECONDS = _number(0, 1e6)
 _MOMENT = _number(0, 1e11)
 _ADDRESS = _matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
 _ROLE = _matching("a role", "|".join(ROLES), 16)
+_AWAY = _matching("why a peer serves nobody", "|".join(AWAY), 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerRecord:
     """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks.
 
-    `keeps` is reserved for spans whose adapters it stores without computing on them. Times are DHT times in seconds.
+    `keeps` is reserved for spans whose adapters it stores without computing on them. `away` is one of `AWAY`: a peer
+    that is away has not the role of a host. Times are DHT times in seconds.
     """
 
     kind: ClassVar[str] = "peer"
@@ -131,6 +134,7 @@ class PeerRecord:
     nickname: str = wired(_printable(48), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
     keeps: tuple[Span, ...] = wired(several(_SPAN, 16), default=())
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
 
@@ -139,7 +143,7 @@ class ProgressRecord:
     """How far a host is. `samples` count since its last round; `digests` has 8 bytes for each block of `span`, or none.
 
     `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
-    so many seconds later at the latest.
+    so many seconds later at the latest. `away` is one of `AWAY`: a peer that is away comes to no round.
     """
 
     kind: ClassVar[str] = "progress"
@@ -153,6 +157,7 @@ class ProgressRecord:
     proposal: Proposal | None = wired(
         optional(Codec("a round, a moment and a window", _read_proposal, list)), default=None
     )
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
     def digest_of(self, block: int) -> bytes | None:

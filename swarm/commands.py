@@ -44,7 +44,10 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     importing = threading.Thread(target=import_hosting, name="imports", daemon=True)
     importing.start()  # what computes takes seconds to import, and p2pd a second to start: both at once
     screen.now("entering the swarm")
-    with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
+    config = replace(
+        _config(options, network, model=options.model, nickname=options.nickname), max_send=options.max_send
+    )
+    with Peer.enter(options.target, config) as peer:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
         from swarm.hosting import HostingConfig
 
@@ -62,6 +65,8 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 nickname=options.nickname,
                 model=options.model,
                 lora_rank=options.lora_rank,
+                max_memory_bytes=options.max_memory_bytes,
+                hours=options.hours,
             ),
         )
         settle()

@@ -1,8 +1,10 @@
-"""How many blocks a peer takes, and what is left for caches and work in flight: rules over plain numbers of bytes."""
+"""How many blocks a peer takes, and what is left for caches and work in flight; rules over plain numbers of bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from blocks.open_work import TrainingLimits
 from swarm.errors import BadConfig
@@ -15,6 +17,14 @@ _LEAST_BESIDE_BYTES = 64_000_000  # for caches and work, however small the block
 _CACHE_SHARE = 0.25
 _STASH_SHARE = 0.25
 _HELD_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """What a host may take beside its weights: bytes for KV caches, and the limits of work in flight."""
+
+    cache_bytes: int
+    limits: TrainingLimits = field(default_factory=TrainingLimits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,21 +67,20 @@ class Allowance:
                 "--blocks"
             )
 
-    def cache_bytes(self, num_blocks: int, wanted: int) -> int:
-        """The budget for KV caches beside so many blocks; at most what was asked for."""
-        return min(wanted, int(self._left(num_blocks) * _CACHE_SHARE))
+    def room(self, num_blocks: int, wanted: Room) -> Room:
+        """Budgets beside so many blocks; at most those that are wanted.
 
-    def limits(self, num_blocks: int, wanted: TrainingLimits) -> TrainingLimits:
-        """The limits of work in flight beside so many blocks; at most what was asked for."""
-        left = self._left(num_blocks)
-        return replace(
-            wanted,
-            stash_bytes=min(wanted.stash_bytes, int(left * _STASH_SHARE)),
-            held_bytes=min(wanted.held_bytes, int(left * _HELD_SHARE)),
+        Raises:
+            BadConfig: so many blocks do not fit.
+        """
+        self.check(num_blocks)
+        left = self.most_bytes - self.taken_bytes - num_blocks * self.block_bytes
+        limits = replace(
+            wanted.limits,
+            stash_bytes=min(wanted.limits.stash_bytes, int(left * _STASH_SHARE)),
+            held_bytes=min(wanted.limits.held_bytes, int(left * _HELD_SHARE)),
         )
-
-    def _left(self, num_blocks: int) -> int:
-        return self.most_bytes - self.taken_bytes - num_blocks * self.block_bytes
+        return Room(cache_bytes=min(wanted.cache_bytes, int(left * _CACHE_SHARE)), limits=limits)
 
     def _work(self, num_blocks: int) -> int:
         """What must be left beside so many blocks."""
@@ -91,6 +100,19 @@ class Allowance:
 def affordable(free_bytes: int, block_bytes: int, num_blocks: int) -> int:
     """How many blocks fit in half of the free memory; at least one, at most all."""
     return max(1, min(num_blocks, int(free_bytes * FREE_SHARE) // max(1, block_bytes)))
+
+
+def free_bytes() -> int:
+    """Memory of this machine that nobody uses now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def taken_bytes() -> int:
+    """What this process occupies now; 0 where the system does not say (it is no Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _up(num_bytes: int) -> int:

@@ -67,6 +67,8 @@ class RoundKeeper:
 
     def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
+        self.turn = asyncio.Lock()
+        """Held while this host looks at the run and averages; who takes it finds the host between rounds."""
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
         self._catching_up = CatchUp(
@@ -84,6 +86,11 @@ class RoundKeeper:
         """The round that is to come."""
         return self._host.round + 1
 
+    @property
+    def is_away(self) -> bool:
+        """Whether this host stays out of rounds."""
+        return bool(self._progress.away)
+
     def words(self) -> str:
         """How the last round went and who is banned, for a line of status; empty before the first."""
         told = []
@@ -98,14 +105,24 @@ class RoundKeeper:
     async def run(self) -> None:
         """Follow the run, until cancelled."""
         while True:
-            records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
-            others = self._usable(records)
-            self._note_samples(others)
-            if self._catching_up.is_needed(others, self._around.dht_time()):
-                await self.catch_up(others)
-            await self._maybe_average(others)
-            await self._progress.tell()
+            async with self.turn:
+                if not self._progress.away:
+                    await self._follow()
             await asyncio.sleep(self._config.poll_seconds)
+
+    async def _follow(self) -> None:
+        records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
+        others = self._usable(records)
+        self._note_samples(others)
+        if self._catching_up.is_needed(others, self._around.dht_time()):
+            await self.catch_up(others)
+        await self._maybe_average(others)
+        await self._progress.tell()
+
+    async def tell_away(self, why: str) -> None:
+        """Stay out of rounds from now on and tell the others (`why` is one of peers.records.AWAY); or come again."""
+        self._progress.away = why
+        await self._progress.tell()
 
     async def catch_up(self, others: Sequence[ProgressRecord] | None = None) -> None:
         """Fetch the units of which another holder has a newer version, and stand at the newest round seen."""
@@ -209,12 +226,10 @@ class RoundKeeper:
             )  # fmt: skip
 
     def _usable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
-        """The others of whom no call has failed lately, and who are not banned."""
-        health, banned = self._around.router.health, self._bans.banned()
+        """The others who are not away, of whom no call has failed lately, and who are not banned."""
+        health, out = self._around.router.health, self._bans.banned() | {self._around.pool.me}
         return [
-            record
-            for record in records
-            if record.peer != self._around.pool.me and health.is_usable(record.peer) and record.peer not in banned
+            record for record in records if not record.away and health.is_usable(record.peer) and record.peer not in out
         ]
 
     def _note_samples(self, others: Sequence[ProgressRecord]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from blocks.open_work import TrainingLimits
 from swarm.errors import BadConfig
-from swarm.memory import Allowance, affordable
+from swarm.memory import Allowance, Room, affordable, free_bytes, taken_bytes
 
 MB = 10**6
 MUCH = 1 << 40
@@ -49,17 +49,14 @@ def test_chosen_blocks_that_do_not_fit_are_refused_with_what_would() -> None:
 
 @given(most=st.integers(1, MUCH), taken=st.integers(0, MUCH), block=st.integers(0, MUCH), blocks=st.integers(1, 200))
 def test_weights_caches_and_work_never_exceed_what_is_allowed(most: int, taken: int, block: int, blocks: int) -> None:
-    allowed = allowance(most, taken=taken, block=block)
     try:
-        allowed.check(blocks)
+        room = allowance(most, taken=taken, block=block).room(blocks, Room(cache_bytes=512 << 20))
     except BadConfig:
         assume(False)
-    limits = allowed.limits(blocks, TrainingLimits())
-    cache = allowed.cache_bytes(blocks, 512 << 20)
-    assert cache > 0
-    assert limits.held_bytes > 0
-    assert limits.stash_bytes <= limits.held_bytes
-    assert taken + blocks * block + cache + limits.held_bytes <= most
+    assert room.cache_bytes > 0
+    assert room.limits.held_bytes > 0
+    assert room.limits.stash_bytes <= room.limits.held_bytes
+    assert taken + blocks * block + room.cache_bytes + room.limits.held_bytes <= most
 
 
 @given(taken=st.integers(0, 10**12), block=st.integers(1, 10**11), blocks=st.integers(1, 80))
@@ -74,12 +71,20 @@ def test_what_a_refusal_asks_for_is_enough(taken: int, block: int, blocks: int) 
 
 
 def test_what_a_person_chose_is_not_raised() -> None:
-    roomy = allowance(MUCH)
-    assert roomy.cache_bytes(1, 512 << 20) == 512 << 20
-    assert roomy.limits(1, TrainingLimits()) == TrainingLimits()
+    wanted = Room(cache_bytes=512 << 20, limits=TrainingLimits(stash_bytes=1 << 30))
+    assert allowance(MUCH).room(1, wanted) == wanted
 
 
 def test_without_a_limit_half_of_the_free_memory_is_for_weights() -> None:
     assert affordable(1000 * MB, 100 * MB, 30) == 5
     assert affordable(MB, 100 * MB, 30) == 1
     assert affordable(MUCH, 100 * MB, 30) == 30
+
+
+def test_the_process_and_the_machine_are_measured() -> None:
+    before = taken_bytes()
+    held = bytearray(64 * MB)
+    assert before > 10 * MB
+    assert taken_bytes() > before + 32 * MB
+    assert free_bytes() > MB
+    assert len(held) == 64 * MB
