@@ -186,13 +186,13 @@ class Pauser:
 
     def __init__(self, withdrawal: Withdrawal, switch: Switch, state: Path) -> None:
         """`state` is the peer's state directory, where `swarm pause` looks for it."""
-        self.why, self.withdrawal = "", withdrawal
-        self._switch, self._state = switch, state
+        self.why, self.withdrawal, self.switch = "", withdrawal, switch
+        self._state = state
         self._mark: StateDirectory | None = None
 
     def words(self) -> str:
         """For a line of status; empty while this host is not away."""
-        return self._switch.words(self.why)
+        return self.switch.words(self.why)
 
     async def begin(self) -> None:
         """Before the host is announced: one that is paused at its start does nothing for others from the first.
@@ -217,7 +217,7 @@ class Pauser:
             self._mark = None
 
     async def _follow(self) -> None:
-        why = await asyncio.to_thread(self._switch.why)
+        why = await asyncio.to_thread(self.switch.why)
         if why == self.why:
             return
         self.why = why
