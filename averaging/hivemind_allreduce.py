@@ -231,9 +231,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
     def _encoded(self, stretch: Stretch) -> PartMessage:
         data = self._codec.encode(stretch.of(self._debts.vector))
         self._debts.note_sent(stretch, data)
-        message = PartMessage(averaging_pb2.PART_FOR_AVERAGING, group_id=self.group_id, values=data)
-        message.SerializeToString()  # here, in a worker thread: the loop only writes it
-        return message
+        return PartMessage.written(averaging_pb2.PART_FOR_AVERAGING, data, group_id=self.group_id)
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
         culprit = next(iter(missing), self.peer_id)  # or the handlers would blame those whom they serve

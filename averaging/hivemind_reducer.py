@@ -145,8 +145,7 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
             data = self._codec.encode(combined)
         except BadTensors as error:  # too few updates for a robust mean, or a sum that is not finite
             raise AllreduceException(str(error)) from error
-        message = PartMessage(averaging_pb2.AVERAGED_PART, values=data)
-        message.SerializeToString()  # here, in a worker thread: the loop only writes it
+        message = PartMessage.written(averaging_pb2.AVERAGED_PART, data)
         decoded = self._codec.decode_sum(data, combined.numel()) if self._codec.codec.is_lossy else combined
         self._note(part_index, combined, decoded)
         return PartSum(message=message, tensor=decoded)

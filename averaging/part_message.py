@@ -28,6 +28,13 @@ class PartMessage:
     values: bytes | memoryview = b""
     _written: bytes = field(default=b"", repr=False)
 
+    @classmethod
+    def written(cls, code: int, values: bytes, *, group_id: bytes = b"") -> PartMessage:
+        """A part, ready to be sent. For a worker thread: the loop then only hands on its bytes."""
+        message = cls(code, group_id=group_id, values=values)
+        message.SerializeToString()
+        return message
+
     def SerializeToString(self) -> bytes:  # noqa: N802  hivemind calls it by this name
         """The message as bytes; written once, so it must not change any more."""
         if not self._written:
