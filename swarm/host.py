@@ -33,8 +33,9 @@ from blocks.training import SpanTrainer
 from blocks.unit_state import UnitState
 from blocks.worker import ComputeThread, Priority
 from peers.decode_service import PLAIN_LABEL
-from swarm.checkpoint import Checkpoint, load_newest, save_checkpoint, select
+from swarm.checkpoint import DIRECTORY, load_newest, save_checkpoint, select
 from swarm.unit_book import RoundResult, UnitBook
+from swarm.unit_files import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class Host:
         moments = await self.thread.run(Priority.STEP, self.trainer.unit_steps.read_moments)
         units = {unit: replace(state, moments=moments[unit]) for unit, state in self.units.items()}
         checkpoint = Checkpoint(run=self.rules.run, layout=self.rules.layout, round=self.round, units=units)
-        await asyncio.to_thread(save_checkpoint, self._state / "checkpoints", checkpoint)
+        await asyncio.to_thread(save_checkpoint, self._state / DIRECTORY, checkpoint)
 
     def drop_versions(self, snapshots: list[Snapshot]) -> None:
         """Remove snapshots that nobody needs from the model, when the compute thread comes to it."""
@@ -199,7 +200,7 @@ class Host:
         }
         add_version(self.model, PLAIN_LABEL, plain)  # B is zero, so this is the base model to the bit
         number = 0
-        found = load_newest(self._state / "checkpoints", run=self.rules.run, layout=self.rules.layout)
+        found = load_newest(self._state / DIRECTORY, run=self.rules.run, layout=self.rules.layout)
         if found is not None:
             number = found.round
             self._book.take(select(found.units, list(self.units)))
