@@ -37,7 +37,6 @@ class UnitState:
         """The order in which replicas give way: newest round, then more samples, then the larger digest."""
         return self.round, self.weight, self.digest
 
-
     @property
     def is_untrained(self) -> bool:
         """Whether it is as the run's seed makes it, so that nobody need fetch or keep it."""

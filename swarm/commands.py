@@ -174,9 +174,7 @@ def _export_left(options: ExportOptions, screen: Screen) -> None:
     from swarm.exporting import LeftBehind, export_left
 
     screen.now("reading what peers have left")
-    left = LeftBehind(
-        target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model
-    )
+    left = LeftBehind(target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model)
     screen.say(_exported_line(export_left(left, options.directory), options))
 
 

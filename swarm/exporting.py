@@ -57,6 +57,9 @@ async def export(node: Node, config: PeerConfig, directory: Path) -> int:
         holders = [record.peer for record in node.router.records if block in record.span]
         peers = [*holders, *keepers_with(progress, block)]
         state = await fetch_newest(node.pool, peers, unit, fetching)
+        if state is None:  # a keeper's record is a second behind what it keeps
+            others = [record.peer for record in progress if record.peer not in peers]
+            state = await fetch_newest(node.pool, others, unit, fetching)
         if state is None:
             raise NoRoute(
                 f"no holder and no keeper of block {block} answers; export again when one is back (`swarm status` "
