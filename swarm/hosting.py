@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 
 from averaging.averager import Averager, Link
 from averaging.hivemind_exchange import HivemindExchange
-from blocks.adapters import layout_digest
+from blocks.adapters import all_unit_shapes, layout_digest, unit_digest
 from blocks.errors import BadSpan
 from blocks.part import block_parameters
 from blocks.quantize import BYTES_PER_WEIGHT, Quantization
@@ -29,10 +30,12 @@ from peers.train_service import TrainService
 from peers.units_service import UnitsService
 from swarm.devices import pick_device, pick_dtype
 from swarm.errors import BadCheckpoint
+from swarm.handing_over import HandingOver
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
 from swarm.run_model import check_weights, find_run_model
 from swarm.run_rules import averaging_config, lora_settings, optimizer_config, unit_rules
+from swarm.safekeeping import Safekeeping
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -41,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_LIFE_SECONDS = 60.0
 _SWEEP_SECONDS = 5.0
+_FOLD_SECONDS = 10.0
+_HAND_OVER_SECONDS = 10.0
 _MEMORY_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for activations and caches
 
 
@@ -49,7 +54,8 @@ class HostingConfig:
     """What a person says about one host. `span` None: the span that the swarm lacks most, as long as memory allows.
 
     `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's, and so is a
-    `lora_rank` of 0.
+    `lora_rank` of 0. `keep_bytes` of disk are for units that others hold; `resume` are state directories of dead peers
+    whose units this host takes over.
     """
 
     cache_dir: Path
@@ -62,6 +68,8 @@ class HostingConfig:
     nickname: str = ""
     model: str | None = None
     lora_rank: int = 0
+    keep_bytes: int = 1 << 30
+    resume: tuple[Path, ...] = ()
 
 
 class Announcer:
@@ -109,16 +117,20 @@ class Announcer:
 class Hosting:
     """The parts of a node that hold blocks. Made by `start_hosting`, stopped by the node."""
 
-    def __init__(self, host: Host, keeper: RoundKeeper, announcer: Announcer, exchange: HivemindExchange) -> None:
-        self.host, self.keeper, self.announcer = host, keeper, announcer
+    def __init__(
+        self, host: Host, keeper: RoundKeeper, handing: HandingOver, announcer: Announcer, exchange: HivemindExchange
+    ) -> None:
+        self.host, self.keeper, self.handing, self.announcer = host, keeper, handing, announcer
         self._exchange = exchange
 
     async def stop(self) -> None:
-        """Keep what was learnt, say that this peer is gone, end the compute thread."""
+        """Keep what was learnt, here and with keepers; say that this peer is gone, end the compute thread."""
+        await _in_time(self._fold(), _FOLD_SECONDS, "what was trained since the last round was not saved")
         try:
             await self.host.checkpoint()
         except BadCheckpoint as error:
             logger.error("%s", error)
+        await _in_time(self.handing.tend(), _HAND_OVER_SECONDS, "not all units were handed to keepers")
         try:
             await self.announcer.announce(leaving=True)
         except NetworkFailed as error:
@@ -126,6 +138,22 @@ class Hosting:
         finally:
             await self._exchange.stop()
             await asyncio.to_thread(self.host.close)
+
+    async def _fold(self) -> None:
+        """Units of which this is the last live holder: what was trained since their round would go with it."""
+        await self.keeper.check_holders()
+        folded = await self.host.fold(self.handing.sole_units())
+        if folded:
+            logger.info("saved what was trained since the last round units=%d", len(folded))
+
+
+async def _in_time(work: Coroutine[object, object, None], seconds: float, otherwise: str) -> None:
+    """Leaving must not wait for others for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        logger.warning("%s: it took longer than %.0f s", otherwise, seconds)
 
 
 async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
@@ -141,9 +169,8 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     await asyncio.to_thread(check_weights, source, spec, span.blocks())
     logger.info("model found name=%s blocks=%s", source.name, span)
-    averaging, rules = averaging_config(spec), unit_rules(spec)
-    lora = lora_settings(spec, own_rank=config.lora_rank)
-    layout = (await asyncio.to_thread(layout_digest, lora, source)).hex()
+    averaging = averaging_config(spec)
+    rules = await _run_rules(node, source, config.lora_rank)
     host = await load_host(
         source,
         HostConfig(
@@ -153,15 +180,10 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
             quantize=config.quantize,
             cache_bytes=config.cache_bytes,
             num_threads=config.num_threads,
+            keep_bytes=config.keep_bytes,
+            resume=config.resume,
         ),
-        RunRules(
-            run=node.config.run,
-            layout=layout,
-            lora=lora,
-            optimizer=optimizer_config(spec),
-            batch_size=spec.training.batch_size,
-            units=rules,
-        ),
+        rules,
         node.config.state,
     )
     exchange = HivemindExchange(node.network, node.network.identity, node.config.run, averaging)
@@ -174,18 +196,41 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     )
     keeper = RoundKeeper(
         host,
-        Averager(exchange, node.network.peer_id, layout, averaging, rules=rules, now=node.network.dht_time),
+        Averager(exchange, node.network.peer_id, rules.layout, averaging, rules=rules.units, now=node.network.dht_time),
         around,
-        KeeperConfig(whole=node.whole, averaging=averaging, link=Link(client_mode=node.network.config.client_mode)),
+        KeeperConfig(
+            whole=node.whole,
+            averaging=averaging,
+            link=Link(client_mode=node.network.config.client_mode),
+            checkpoint_rounds=spec.rounds.checkpoint_rounds,
+        ),
     )
-    hosting = Hosting(host, keeper, Announcer(node, host, config), exchange)
-    await keeper.catch_up()
+    handing = HandingOver(host, node.pool, keeper.others)
+    hosting = Hosting(host, keeper, handing, Announcer(node, host, config), exchange)
+    await keeper.catch_up(is_start=True)
     logger.info("caught up round=%d", host.round)
+    safe = Safekeeping(host, node.network.peer_id, keeper.others, max_rounds_ahead=averaging.max_rounds_ahead)
+    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
     await _serve(node, host, source)
-    node.spawn(host.run(), "optimizer steps")
-    node.spawn(keeper.run(), "rounds")
+    for work, name in ((host.run(), "optimizer steps"), (keeper.run(), "rounds"), (handing.run(), "units for keepers")):
+        node.spawn(work, name)
     logger.info("serving blocks=%s dtype=%s quantize=%s device=%s", span, dtype, config.quantize, device)
     return hosting
+
+
+async def _run_rules(node: Node, source: ModelSource, own_rank: int) -> RunRules:
+    spec = node.spec
+    lora = lora_settings(spec, own_rank=own_rank)
+    shapes = await asyncio.to_thread(all_unit_shapes, lora, source)
+    return RunRules(
+        run=node.config.run,
+        layout=layout_digest(lora, source, shapes).hex(),
+        lora=lora,
+        optimizer=optimizer_config(spec),
+        batch_size=spec.training.batch_size,
+        units=unit_rules(spec),
+        shapes=shapes,
+    )
 
 
 async def _serve(node: Node, host: Host, source: ModelSource) -> None:
@@ -203,7 +248,6 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> None:
     )
     await node.serve(StreamKind.TRAIN, TrainService(host.trainer, host.shelf, edge, node.pool))
     await node.serve(StreamKind.DECODE, decode)
-    await node.serve(StreamKind.UNITS, UnitsService(host))
     node.spawn(_sweep(decode), "session deadlines")
 
 

@@ -29,7 +29,7 @@ from peers.routing import EVERYBODY, RouteRules
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
-from swarm.run import RunId, open_run
+from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
     from swarm.hosting import Hosting, HostingConfig
@@ -91,6 +91,7 @@ class Node:
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
+            _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
         except BaseException:
@@ -199,6 +200,14 @@ class Node:
 def software_name() -> str:
     """What this peer says it runs."""
     return f"swarmtune {version('swarmtune')}"
+
+
+def _keep_run(state: Path, blob: bytes) -> None:
+    """The settings beside the checkpoints, so that the state directory can be used when the swarm is no more."""
+    try:
+        save_run(state, blob)
+    except (BadConfig, BadRecord) as error:
+        logger.warning("%s", error)
 
 
 async def _find_run(directory: Directory, run: RunId) -> bytes:

@@ -44,12 +44,13 @@ _TOO_MANY = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeeperConfig:
-    """The run's blocks and its rounds, and how often the swarm's progress is read."""
+    """The run's blocks and its rounds; how often the swarm's progress is read, and every which round is saved."""
 
     whole: Span
     averaging: AveragingConfig
     link: Link | None = None
     poll_seconds: float = 0.5
+    checkpoint_rounds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +70,8 @@ class RoundKeeper:
         self.last: RoundOutcome | None = None
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
-        self._catching_up = CatchUp(
-            host, around.directory, around.pool, CatchUpConfig(whole=config.whole, averaging=config.averaging)
-        )
+        self._catching_up = CatchUp(host, around.pool, CatchUpConfig(averaging=config.averaging))
+        self._records: Sequence[ProgressRecord] = ()
         averaging = config.averaging
         self._arrivals = Arrivals(
             first=averaging.matchmaking_seconds, least=2 * averaging.request_seconds, most=_MOST_WINDOW_SECONDS
@@ -98,18 +98,29 @@ class RoundKeeper:
     async def run(self) -> None:
         """Follow the run, until cancelled."""
         while True:
-            records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
-            others = self._usable(records)
+            others = await self._look()
             self._note_samples(others)
             if self._catching_up.is_needed(others, self._around.dht_time()):
-                await self.catch_up(others)
+                self._averager.forget(await self._catching_up.run(others))
             await self._maybe_average(others)
             await self._progress.tell()
             await asyncio.sleep(self._config.poll_seconds)
 
-    async def catch_up(self, others: Sequence[ProgressRecord] | None = None) -> None:
-        """Fetch the units of which another holder has a newer version, and stand at the newest round seen."""
-        self._averager.forget(await self._catching_up.run(others))
+    async def catch_up(self, *, is_start: bool = False) -> None:
+        """Fetch the units of which another peer has a newer version, and stand at the newest round seen."""
+        self._averager.forget(await self._catching_up.run(await self._look(), is_start=is_start))
+
+    def others(self) -> list[ProgressRecord]:
+        """The other hosts as of the last look at the directory: those of whom no call has failed since."""
+        return self._usable(self._records)
+
+    async def check_holders(self) -> None:
+        """Ask the other holders of this host's blocks whether they are there; who is not is left out of `others`."""
+        await self._around.router.check([each.peer for each in self.others() if _overlap(each.span, self._host.span)])
+
+    async def _look(self) -> list[ProgressRecord]:
+        self._records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
+        return self.others()
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()
@@ -160,7 +171,8 @@ class RoundKeeper:
         if outcome.behind:
             return
         _log(outcome)
-        await self._save()
+        if number % self._config.checkpoint_rounds == 0:
+            await self._save()
 
     async def _average(
         self, number: int, call: Call, company: Sequence[ProgressRecord], counted: Mapping[UnitId, Counted]
@@ -246,6 +258,10 @@ class RoundKeeper:
             if sum(entry.samples for entry in holders) > sum(entry.samples for entry in best):
                 best = holders
         return best
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one.start < other.end and other.start < one.end
 
 
 def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundOutcome:

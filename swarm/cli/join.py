@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Unpack
 
 import click
@@ -24,6 +25,8 @@ class _Given(PeerGiven):
     nickname: str
     lora_rank: int
     model: str | None
+    keep_mb: int
+    resume: tuple[Path, ...]
 
 
 @click.command(
@@ -31,7 +34,8 @@ class _Given(PeerGiven):
 Examples:
   swarm join tales/                                the run's first peer; prints the join string
   swarm join swarm1:gqJpZ... --blocks 0:15         hold the first half
-  swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330""",
+  swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330
+  swarm join tales/ --resume /mnt/ann --resume /mnt/bob      start again from what a dead swarm left""",
     help=f"Hold blocks of a run's model, train and serve them until stopped.\n\n{JOIN_HELP}",
 )
 @peer_options
@@ -50,6 +54,16 @@ Examples:
     "--lora-rank", type=click.IntRange(0), default=0, help="Train a smaller rank than the run's (merging 'power' only)."
 )
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+@click.option(
+    "--keep-mb", type=click.IntRange(0), default=1024, show_default=True, help="Disk for others' adapters, in MB."
+)
+@click.option(
+    "--resume",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Go on from what dead peers left in their state directory, too; may be repeated.",
+)
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the peer."""
     with screen("stopped; this peer's state is kept, so the same command goes on from here") as shown:
@@ -66,6 +80,8 @@ def command(**given: Unpack[_Given]) -> None:
             nickname=given["nickname"],
             lora_rank=given["lora_rank"],
             model=given["model"],
+            keep_megabytes=given["keep_mb"],
+            resume=given["resume"],
         )
         from swarm.quick_start import begin
 
