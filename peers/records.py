@@ -30,6 +30,7 @@ MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
 ROLES = ("host", "trainer", "client", "keeper")
+AWAY = ("", "hand", "hours", "leaving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
@@ -128,12 +129,14 @@ _SECONDS = _number(0, 1e6)
 _MOMENT = _number(0, 1e11)
 _ADDRESS = _matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
 _ROLE = _matching("a role", "|".join(ROLES), 16)
+_AWAY = _matching("why a peer serves nobody", "|".join(AWAY), 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerRecord:
-    """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks; times are DHT
-    times in seconds.
+    """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks.
+
+    `away` is one of `AWAY`: a peer that is away has not the role of a host. Times are DHT times in seconds.
     """
 
     kind: ClassVar[str] = "peer"
@@ -151,6 +154,7 @@ class PeerRecord:
     dtype: str = wired(_matching("a dtype", "[a-z0-9_]{1,16}", 16))
     nickname: str = wired(_printable(48), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
 
@@ -159,7 +163,8 @@ class ProgressRecord:
     """How far a host is. `samples` count since its last round; `digests` has 8 bytes for each block of `span`, or none.
 
     `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
-    so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py).
+    so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py). `away` is one of
+    `AWAY`: a peer that is away comes to no round.
     """
 
     kind: ClassVar[str] = "progress"
@@ -174,6 +179,7 @@ class ProgressRecord:
         optional(Codec("a round, a moment and a window", _read_proposal, list)), default=None
     )
     keeps: tuple[Keeping, ...] = wired(several(_KEEPING, MAX_KEEPINGS), default=())
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
     def digest_of(self, block: int) -> bytes | None:

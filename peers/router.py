@@ -87,6 +87,7 @@ class LiveRouter:
     ) -> None:
         self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
+        self.away: tuple[PeerRecord, ...] = ()
         self._directory, self._pool = directory, pool
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
@@ -104,6 +105,7 @@ class LiveRouter:
         async with self._refreshing:
             found = await self._directory.find_hosts(self._config.run, self._config.whole)
             self.records = tuple(record for record in found if "host" in record.roles)
+            self.away = tuple(record for record in found if record.away and "host" not in record.roles)
             await asyncio.gather(*(self._probe(peer) for peer in [*self._to_measure(), *self.health.to_probe()]))
 
     async def check(self, peers: Collection[PeerId]) -> None:

@@ -30,14 +30,21 @@ _FILE_BYTES = 1 << 16  # what a file takes besides tensors, and small ones
 class Safekeeping:
     """The keeper's side of one host; implements peers.units_service.UnitKeeper.
 
-    `others` are records of the other hosts that are believed to be there. A version more than `max_rounds_ahead` of
-    this host's round is refused: nothing newer could take its place.
+    `others` are records of the other hosts that are believed to be there, `known` also of those that leave. A version
+    more than `max_rounds_ahead` of this host's round is refused: nothing newer could take its place.
     """
 
     def __init__(
-        self, host: Host, me: PeerId, others: Callable[[], Sequence[ProgressRecord]], *, max_rounds_ahead: int
+        self,
+        host: Host,
+        me: PeerId,
+        others: Callable[[], Sequence[ProgressRecord]],
+        *,
+        known: Callable[[], Sequence[ProgressRecord]],
+        max_rounds_ahead: int,
     ) -> None:
-        self._host, self._me, self._others, self._max_rounds_ahead = host, me, others, max_rounds_ahead
+        self._host, self._me, self._others, self._known = host, me, others, known
+        self._max_rounds_ahead = max_rounds_ahead
 
     def look_at(self, peer: PeerId, offers: Sequence[Offer]) -> Wanted:
         """See UnitKeeper."""
@@ -89,7 +96,7 @@ class Safekeeping:
         if unit not in shapes:
             raise Refused(f"unit {unit} is not one of this run's", RefusalCode.MALFORMED)
         block = parse_unit(unit)[1]
-        if not any(record.peer == peer and block in record.span for record in self._others()):
+        if not any(record.peer == peer and block in record.span for record in self._known()):
             raise Refused(f"no record says here that peer {peer} holds block {block}; offer it again", RefusalCode.BUSY)
         newest = self._host.round + self._max_rounds_ahead
         if offer.round > newest:
