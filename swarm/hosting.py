@@ -135,7 +135,11 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, spec.model.compute_dtype, device)
     span = config.span or pick_span(
-        node.router.records, source.num_blocks, _affordable(source, dtype, config.quantize), me=node.network.peer_id
+        node.router.records,
+        source.num_blocks,
+        _affordable(source, dtype, config.quantize),
+        me=node.network.peer_id,
+        now=node.network.dht_time(),
     )
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
