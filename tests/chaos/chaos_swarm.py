@@ -23,7 +23,7 @@ from blocks.unit_state import UnitState
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.records import ProgressRecord
-from peers.unit_client import fetch_unit
+from peers.unit_client import Fetching, fetch_unit
 from swarm.api import init
 from swarm.data import SampleSet
 from swarm.join_string import Join, RunDirectory
@@ -269,15 +269,9 @@ class ChaosSwarm:
         """All units of a host, fetched from it."""
 
         async def fetch() -> dict[int, UnitState]:
+            fetching = Fetching(digest=unit_digest, seconds=20.0)
             states = [
-                fetch_unit(
-                    self.eye.node.pool,
-                    self.ids[name],
-                    unit_of("default", block),
-                    moments=False,
-                    digest=unit_digest,
-                    seconds=20.0,
-                )
+                fetch_unit(self.eye.node.pool, self.ids[name], unit_of("default", block), fetching)
                 for block in self.hosts[name].host.span.blocks()
             ]
             return {int(state.unit.rpartition(".")[2]): state for state in await asyncio.gather(*states)}
