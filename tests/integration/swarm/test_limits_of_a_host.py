@@ -9,12 +9,12 @@ import pytest
 
 from blocks.open_work import TrainingLimits
 from swarm.errors import BadConfig
-from swarm.hosting import HostingConfig
 from swarm.hours import parse_hours
+from swarm.loading import HostingConfig
 from swarm.memory import taken_bytes
 from swarm.status import title
 from tests.integration.swarm.conftest import MakeSwarm
-from tests.integration.swarm.small_swarm import CACHE_BYTES, FRONT, SmallSwarm, host_of, until
+from tests.integration.swarm.small_swarm import BACK, CACHE_BYTES, FRONT, SmallSwarm, host_of, until
 
 MB = 10**6
 
@@ -70,3 +70,17 @@ def test_outside_its_hours_a_host_is_paused_from_the_start_and_begins_when_they_
     monkeypatch.setattr(pauser, "switch", replace(pauser.switch, now=lambda: later))
     until(lambda: [host.peer for host in watcher.status().hosts] == [peer.id], "its hours have begun")
     assert "paused" not in peer.node.line()
+
+
+def test_a_host_that_moves_has_the_memory_of_what_it_held_for_what_it_takes(
+    make_swarm: MakeSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = make_swarm()
+    peer = swarm.enter("ann")
+    allowed = taken_bytes() + 200 * MB
+    peer.hold(FRONT, hosting(swarm, max_memory_bytes=allowed))
+    monkeypatch.setattr("swarm.holding.taken_bytes", lambda: allowed)  # as if the span were still there
+    holding = peer.node._holding
+    assert holding is not None
+    assert peer._loop.run(holding.move(BACK))
+    assert host_of(peer).span == BACK
