@@ -14,6 +14,7 @@ from peers.identity import Identity
 from peers.keeping import Copy, told
 from peers.network import PeerId
 from peers.records import (
+    AWAY,
     MAX_SEALED_BYTES,
     Keeping,
     PeerRecord,
@@ -49,8 +50,11 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
+    for away in AWAY:
+        rests = replace(host, roles=(), away=away)
+        assert open_record(seal_record(ann, rests), PeerRecord, run=RUN, now=NOW) == rests
     kept = (Keeping(Span(9, 11), 3, b"ABCDEFGHabcdefgh"), Keeping(Span(11, 12), 2, b"12345678"))
-    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5), keeps=kept)
+    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5), keeps=kept, away="hours")
     assert open_record(seal_record(ann, moving), ProgressRecord, run=RUN, now=NOW) == moving
     assert moving.digest_of(3) == b"89abcdef"
     assert moving.digest_of(4) is None
@@ -162,6 +166,9 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("run", "a/b"),
         ("expires_at", float("inf")),
         ("expires_at", None),
+        ("away", "gone"),
+        ("away", "hand\n"),
+        ("away", None),
     ],
 )
 def test_a_field_that_cannot_be_right_is_refused_by_name(ann: Identity, field: str, value: object) -> None:
