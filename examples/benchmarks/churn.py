@@ -34,6 +34,7 @@ from swarm.demo_data import pydoc_samples
 from swarm.peer import Peer
 
 FAULT_SECONDS = 3.0
+WAIT_SECONDS = 300.0  # the trainer's, for blocks that nobody holds
 KILL_EVERY_SECONDS, CHURN_SECONDS = 30.0, 300.0
 QUICK_EVERY_SECONDS, QUICK_SECONDS = 20.0, 36.0
 LENGTH, HELD_OUT, WARM_STEPS = 128, 16, 8
@@ -61,7 +62,7 @@ def measure_faults(bench: Bench, kinds: tuple[FaultKind, ...] = ALL_KINDS) -> Va
     swarm = ChaosSwarm(root / "swarm", layout)
     try:
         swarm.start_all()
-        trainer = swarm.enter("trainer")
+        trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
         bench.say(f"{len(layout.spans)} hosts are up")
         usual = play(swarm, trainer, steps, None).story.usual_step
         bench.say(f"a step takes {usual:.2f} s")
@@ -130,7 +131,7 @@ def _on_one_swarm(bench: Bench, layout: Layout) -> tuple[Churn, Churn]:
 
 
 def _enter(swarm: ChaosSwarm) -> tuple[Peer, Work]:
-    trainer = swarm.enter("trainer")
+    trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
     rows, held_out = pydoc_samples(trainer.tokenizer(), LENGTH)
     return trainer, Work(rows=rows, held_out=held_out.head(HELD_OUT))
 
