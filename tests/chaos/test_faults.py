@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from parts.chaos_swarm import BATCH, ChaosSwarm
+from parts.chaos_swarm import ChaosSwarm
 from parts.faults import ALL_KINDS, FaultKind, FaultPlan
-from parts.tiny_model import BACK
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,6 @@ def go_through(swarm: ChaosSwarm, kind: FaultKind, steps: int, seconds: float) -
     swarm.ensure()
     trainer = swarm.enter("trainer")
     before = swarm.newest_round
-    counted = swarm.counted(BACK.start)
     process = swarm.hosts["a"].process
     story = swarm.train(trainer, steps, FaultPlan(seed=1).add(kind, "a", at=2, seconds=seconds))
     swarm.settled()
@@ -32,8 +30,6 @@ def go_through(swarm: ChaosSwarm, kind: FaultKind, steps: int, seconds: float) -
     swarm.train_to_round(trainer, swarm.newest_round + 1, story)
     assert swarm.wait_equal() > before
     assert len(set(swarm.digests()[0])) >= 2, "its host holds its blocks again"
-    # The half that was left alone counts each sample at most once, whatever was sent again.
-    assert swarm.counted(BACK.start) - counted <= len(story.losses) * BATCH
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
