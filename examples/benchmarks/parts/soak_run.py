@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -186,7 +185,6 @@ class Soak:
         self._killed_trainer = False
         arguments = ("--data", str(self.data), "--state", str(self.state), "--threads", "1", "--steps", str(_NEVER))
         self._trainer = self.swarm.command("train", format_join(join), *arguments)
-        os.setpriority(os.PRIO_PROCESS, self._trainer.pid, 10)  # hosts that come back go before more steps
 
     def _kill_trainer(self) -> None:
         if self._trainer is not None and self._trainer.poll() is None:
