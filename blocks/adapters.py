@@ -342,10 +342,14 @@ def all_unit_shapes(settings: LoraSettings, source: ModelSource) -> dict[UnitId,
     return found
 
 
-def layout_digest(settings: LoraSettings, source: ModelSource) -> bytes:
-    """The sha256 of what two peers must agree on to average: the model's fingerprint, and all names and shapes."""
-    shapes = {str(unit): named for unit, named in all_unit_shapes(settings, source).items()}
-    agreed = {"model": source.fingerprint, "alpha": settings.alpha, "seed": settings.seed, "units": shapes}
+def layout_digest(
+    settings: LoraSettings, source: ModelSource, shapes: Mapping[UnitId, Mapping[str, tuple[int, ...]]] | None = None
+) -> bytes:
+    """The sha256 of what two peers must agree on to average: the model's fingerprint, and all names and `shapes`
+    (`all_unit_shapes`, for who has called it already).
+    """
+    units = {str(unit): named for unit, named in (shapes or all_unit_shapes(settings, source)).items()}
+    agreed = {"model": source.fingerprint, "alpha": settings.alpha, "seed": settings.seed, "units": units}
     return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).digest()
 
 

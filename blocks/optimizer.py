@@ -113,10 +113,7 @@ class UnitOptimizer:
 
         A tensor that was never stepped has none: rules of rounds may train half of a unit at a time.
         """
-        known = {key.rpartition("/")[0] for key in state}
-        return {
-            name: self._checked(name, parameter, state) for name, parameter in self._parameters.items() if name in known
-        }
+        return parse_moments(self._parameters, state)
 
     def take(self, moments: Moments) -> None:
         """Put parsed moments in place; none leave the state as it is."""
@@ -149,25 +146,34 @@ class UnitOptimizer:
             )
         self._moments.update(zip(names, moments, strict=True))
 
-    def _checked(
-        self, name: str, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        moments: dict[str, torch.Tensor] = {}
-        for moment in MOMENTS:
-            tensor = state.get(f"{name}/{moment}")
-            if tensor is None or tensor.shape != parameter.shape or tensor.is_complex():
-                raise BadAdapter(f"optimizer state of {name} ({moment}) is missing or misshapen")
-            moments[moment] = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
-            if not bool(torch.isfinite(moments[moment]).all()):
-                raise BadAdapter(f"optimizer state of {name} ({moment}) is not finite")
-        mean, square = moments["exp_avg"], moments["exp_avg_sq"]
-        if bool((square < 0).any()) or bool((mean.abs() > _MEAN_BOUND * square.sqrt() + _MEAN_FLOOR).any()):
-            raise BadAdapter(f"optimizer state of {name} has moments that AdamW cannot come to")
-        step = state.get(f"{name}/{_STEP}")
-        if step is None or step.numel() != 1 or step.is_complex() or not 0 <= float(step) < 1e9:
-            raise BadAdapter(f"optimizer state of {name} has no valid step count")
-        moments[_STEP] = torch.tensor(float(step))
-        return moments
+
+def parse_moments(parameters: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Moments:
+    """Check optimizer state from outside against the tensors that it belongs to; it takes their devices and dtypes.
+
+    Raises:
+        BadAdapter: a tensor is missing, misshapen, not finite, or not what AdamW can come to.
+    """
+    known = {key.rpartition("/")[0] for key in state}
+    return {name: _checked(name, parameter, state) for name, parameter in parameters.items() if name in known}
+
+
+def _checked(name: str, parameter: torch.Tensor, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    moments: dict[str, torch.Tensor] = {}
+    for moment in MOMENTS:
+        tensor = state.get(f"{name}/{moment}")
+        if tensor is None or tensor.shape != parameter.shape or tensor.is_complex():
+            raise BadAdapter(f"optimizer state of {name} ({moment}) is missing or misshapen")
+        moments[moment] = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
+        if not bool(torch.isfinite(moments[moment]).all()):
+            raise BadAdapter(f"optimizer state of {name} ({moment}) is not finite")
+    mean, square = moments["exp_avg"], moments["exp_avg_sq"]
+    if bool((square < 0).any()) or bool((mean.abs() > _MEAN_BOUND * square.sqrt() + _MEAN_FLOOR).any()):
+        raise BadAdapter(f"optimizer state of {name} has moments that AdamW cannot come to")
+    step = state.get(f"{name}/{_STEP}")
+    if step is None or step.numel() != 1 or step.is_complex() or not 0 <= float(step) < 1e9:
+        raise BadAdapter(f"optimizer state of {name} has no valid step count")
+    moments[_STEP] = torch.tensor(float(step))
+    return moments
 
 
 def _no_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:

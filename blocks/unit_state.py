@@ -37,6 +37,11 @@ class UnitState:
         """The order in which replicas give way: newest round, then more samples, then the larger digest."""
         return self.round, self.weight, self.digest
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is as the run's seed makes it, so that nobody need fetch or keep it."""
+        return self.round == 0 and self.weight == 0
+
 
 def agreed(tensors: Mapping[str, torch.Tensor], outer: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All that is equal on a unit's holders, under one set of names."""

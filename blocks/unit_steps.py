@@ -56,9 +56,9 @@ class UnitSteps:
             if not math.isfinite(norm):
                 logger.warning("step left out: the gradients' sum is not finite unit=%s", step.unit)
 
-    def read_moments(self) -> dict[UnitId, dict[str, torch.Tensor]]:
-        """Optimizer state by unit (see UnitOptimizer.read)."""
-        return {unit: optimizer.read() for unit, optimizer in self._optimizers.items()}
+    def read_moments(self, units: Iterable[UnitId] | None = None) -> dict[UnitId, dict[str, torch.Tensor]]:
+        """Optimizer state of some units, or of all (see UnitOptimizer.read)."""
+        return {unit: self._optimizers[unit].read() for unit in (self._optimizers if units is None else units)}
 
     def reset_moments(self, units: Iterable[UnitId]) -> None:
         """Forget optimizer state that belongs to factors which are no more."""

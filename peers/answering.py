@@ -19,7 +19,7 @@ from peers.fields import to_body
 from peers.messages import Hello, Message, Refusal, RefusalCode, is_kind, parse_message
 from peers.network import ByteStream, PeerId
 from peers.traffic import Traffic
-from peers.wire import Frame, read_frame, write_frame
+from peers.wire import Frame, read_frame, sent_bytes, write_frame
 from peers.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ class CallServer:
             logger.exception("request failed peer=%s kind=%s", stream.peer, frame.kind)
             answer = Answer(message=Refusal(code=RefusalCode.INTERNAL, reason=f"{frame.kind} failed on this host"))
         try:
+            await self._traffic.limit.take(sent_bytes(answer.tensors, frame.wire))
             sent = await _send_fitting(stream, lock, frame, answer)
         except StreamClosed:
             return

@@ -12,13 +12,14 @@ from blocks.spans import MAX_BLOCKS, Span, UnitId
 from peers.errors import BadMessage
 from peers.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, several, text, wired
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
-from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, PLACE, SPAN, TIMING, UNIT, Place, Timing
+from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, OFFER, PLACE, SPAN, TIMING, UNIT, Offer, Place, Timing
 
 PROTOCOL_MIN = 3  # 1 drove chains hop by hop, 2 brought scaled values to rounds
 PROTOCOL_MAX = 3
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_HOPS = 256
+MAX_OFFERS = 128
 MAX_SAMPLES = 1 << 60
 
 
@@ -262,6 +263,30 @@ class UnitReply:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OfferUnits:
+    """Asked of a keeper by a holder: which of these versions do you lack?"""
+
+    kind: ClassVar[str] = "offer"
+    offers: tuple[Offer, ...] = wired(several(OFFER, MAX_OFFERS))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """Of what was offered: these are lacking, send them; and for those there is no room. The others are here."""
+
+    kind: ClassVar[str] = "wanted"
+    units: tuple[UnitId, ...] = wired(several(UNIT, MAX_OFFERS), default=())
+    no_room: tuple[UnitId, ...] = wired(several(UNIT, MAX_OFFERS), default=())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepUnit(UnitReply):
+    """A holder hands a unit's state to a keeper; tensors and fields as in the answer to a FetchUnit."""
+
+    kind: ClassVar[str] = "keep"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AskInfo:
     """What do you hold, and are you there? Also the probe for round-trip time; so counts come only where wanted."""
 
@@ -281,13 +306,15 @@ class InfoReply:
 
 Message = (
     Hello | Refusal | Done | Broken | Collect | OpenLane | Forward | Backward | Commit | Drop | Evaluate
-    | OpenSession | Opened | Link | Step | Resume | CloseSession | FetchUnit | UnitReply | AskInfo | InfoReply
+    | OpenSession | Opened | Link | Step | Resume | CloseSession | FetchUnit | UnitReply
+    | OfferUnits | Wanted | KeepUnit | AskInfo | InfoReply
 )  # fmt: skip
 _TYPES: Mapping[str, type[Message]] = {
     message_type.kind: message_type
     for message_type in (
         Hello, Refusal, Done, Broken, Collect, OpenLane, Forward, Backward, Commit, Drop, Evaluate,
-        OpenSession, Opened, Link, Step, Resume, CloseSession, FetchUnit, UnitReply, AskInfo, InfoReply,
+        OpenSession, Opened, Link, Step, Resume, CloseSession, FetchUnit, UnitReply,
+        OfferUnits, Wanted, KeepUnit, AskInfo, InfoReply,
     )
 }  # fmt: skip
 

@@ -28,7 +28,9 @@ MAX_SEALED_BYTES = 4096
 MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nobody could correct it
 MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
+MAX_KEEPINGS = 48
 ROLES = ("host", "trainer", "client", "keeper")
+AWAY = ("", "hand", "hours", "leaving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
@@ -90,6 +92,24 @@ def _read_proposal(value: object) -> Proposal:
     raise ValueError
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Units that a peer stores without holding them: of consecutive blocks, as of `round`; 8 bytes of digest each."""
+
+    span: Span
+    round: int
+    digests: bytes
+
+
+def _read_keeping(value: object) -> Keeping:
+    match value:
+        case [[*span], int(number), bytes(digests)] if type(number) is int and 0 <= number <= _MAX_ROUND:
+            keeping = Keeping(_read_span(span), number, digests)
+            if len(digests) == DIGEST_BYTES * len(keeping.span):
+                return keeping
+    raise ValueError
+
+
 def _read_protocol(value: object) -> tuple[int, int]:
     match value:
         case [int(low), int(high)] if 0 <= low <= high <= 10_000:
@@ -101,18 +121,22 @@ _RUN = _matching("a run's id", r"[A-Za-z0-9_.-]{1,64}", 64)
 _PEER: Codec[PeerId] = Codec("a peer id", _matching("", _PEER_ID.pattern, 64).read, str)  # type: ignore[arg-type]
 _SPAN = Codec("a span", _read_span, lambda span: [span.start, span.end])
 _ROUND = integer(0, _MAX_ROUND)
+_KEEPING = Codec(
+    "[span, round, digests]", _read_keeping, lambda kept: [[kept.span.start, kept.span.end], kept.round, kept.digests]
+)
 _SPEED = _number(0, 1e9)
 _SECONDS = _number(0, 1e6)
 _MOMENT = _number(0, 1e11)
 _ADDRESS = _matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
 _ROLE = _matching("a role", "|".join(ROLES), 16)
+_AWAY = _matching("why a peer serves nobody", "|".join(AWAY), 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerRecord:
     """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks.
 
-    `keeps` is reserved for spans whose adapters it stores without computing on them. Times are DHT times in seconds.
+    `away` is one of `AWAY`: a peer that is away has not the role of a host. Times are DHT times in seconds.
     """
 
     kind: ClassVar[str] = "peer"
@@ -130,7 +154,7 @@ class PeerRecord:
     dtype: str = wired(_matching("a dtype", "[a-z0-9_]{1,16}", 16))
     nickname: str = wired(_printable(48), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
-    keeps: tuple[Span, ...] = wired(several(_SPAN, 16), default=())
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
 
@@ -139,7 +163,8 @@ class ProgressRecord:
     """How far a host is. `samples` count since its last round; `digests` has 8 bytes for each block of `span`, or none.
 
     `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
-    so many seconds later at the latest.
+    so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py). `away` is one of
+    `AWAY`: a peer that is away comes to no round.
     """
 
     kind: ClassVar[str] = "progress"
@@ -153,14 +178,22 @@ class ProgressRecord:
     proposal: Proposal | None = wired(
         optional(Codec("a round, a moment and a window", _read_proposal, list)), default=None
     )
+    keeps: tuple[Keeping, ...] = wired(several(_KEEPING, MAX_KEEPINGS), default=())
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
     def digest_of(self, block: int) -> bytes | None:
         """The digest of one block's unit, where this record carries it."""
         if block not in self.span or not self.digests:
             return None
-        offset = (block - self.span.start) * DIGEST_BYTES
-        return self.digests[offset : offset + DIGEST_BYTES]
+        return _digest_at(self.digests, block - self.span.start)
+
+    def kept(self, block: int) -> tuple[int, bytes] | None:
+        """Round and digest of one block's unit, where this peer says that it stores it without holding it."""
+        for keeping in self.keeps:
+            if block in keeping.span:
+                return keeping.round, _digest_at(keeping.digests, block - keeping.span.start)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,6 +334,10 @@ def _parse(record_type: type[R], payload: Mapping[str, object]) -> R:
     if isinstance(record, ProgressRecord) and len(record.digests) not in (0, DIGEST_BYTES * len(record.span)):
         raise BadRecord(f"a progress record of {len(record.span)} blocks has {len(record.digests)} bytes of digests")
     return record
+
+
+def _digest_at(joined: bytes, place: int) -> bytes:
+    return joined[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
 
 
 def _signed_part(kind: str, packed: bytes) -> bytes:

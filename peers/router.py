@@ -87,6 +87,7 @@ class LiveRouter:
     ) -> None:
         self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
+        self.away: tuple[PeerRecord, ...] = ()
         self._directory, self._pool = directory, pool
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
@@ -105,6 +106,7 @@ class LiveRouter:
         async with self._refreshing:
             found = await self._directory.find_hosts(self._config.run, self._config.whole)
             self.records = tuple(record for record in found if "host" in record.roles)
+            self.away = tuple(record for record in found if record.away and "host" not in record.roles)
             asked = dict.fromkeys([*self._to_measure(), *self.health.to_probe(), *self._announced_anew()])
             await asyncio.gather(*(self._probe(peer) for peer in asked))
 
@@ -187,10 +189,10 @@ class LiveRouter:
 
     def _announced_anew(self) -> list[PeerId]:
         """Who is out and has announced itself since: a sign of life, so it is asked without waiting for its turn."""
-        now = self._announcements()
-        self._announced = {peer: until for peer, until in self._announced.items() if peer in now}
-        out = {peer for peer in self._announced if self.health.of(peer).failures and not self.health.is_banned(peer)}
-        return [peer for peer, until in self._announced.items() if peer in out and now[peer] > until]
+        now, health = self._announcements(), self.health
+        self._announced = {peer: until for peer, until in self._announced.items() if health.of(peer).failures}
+        anew = [peer for peer, until in self._announced.items() if now.get(peer, until) > until]
+        return [peer for peer in anew if not health.is_banned(peer)]
 
     async def _probe(self, peer: PeerId) -> None:
         began = self._measured_at[peer] = self._clock()

@@ -9,7 +9,7 @@ from blocks.errors import BadSpan
 from blocks.ledger import REMEMBERED_IDS, MicrobatchId
 from blocks.snapshots import DIGEST_BYTES
 from blocks.spans import MAX_BLOCKS, Span, UnitId, parse_unit
-from peers.fields import NUMBER, Codec, integer, text
+from peers.fields import NUMBER, Codec, integer, raw, text
 from peers.network import PeerId
 
 MAX_STEP = 1 << 40
@@ -31,6 +31,22 @@ class Timing:
     name: str
     seconds: float
     link_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One version of a unit, and how many bytes its tensors take."""
+
+    unit: UnitId
+    round: int
+    weight: float
+    digest: bytes
+    num_bytes: int
+
+    @property
+    def version(self) -> tuple[int, float, bytes]:
+        """See blocks.unit_state.UnitState.version."""
+        return self.round, self.weight, self.digest
 
 
 def _read_span(value: object) -> Span:
@@ -93,9 +109,27 @@ def _read_timing(value: object) -> Timing:
     return timing
 
 
+def _read_offer(value: object) -> Offer:
+    if not isinstance(value, list) or len(value) != 5:
+        raise ValueError
+    unit, number, weight, digest, num_bytes = value
+    offer = Offer(
+        _read_unit(unit), COUNT.read(number), NUMBER.read(weight), _SHA256.read(digest), COUNT.read(num_bytes)
+    )
+    if offer.weight < 0 or len(offer.digest) != 32:
+        raise ValueError
+    return offer
+
+
+def _write_offer(offer: Offer) -> object:
+    return [offer.unit, offer.round, offer.weight, offer.digest, offer.num_bytes]
+
+
 NAME = text(64)
 COUNT = integer(0, MAX_STEP)
 _INDEX = integer(0, REMEMBERED_IDS - 1)  # a host remembers so many of one step, so as to count none twice
+_SHA256 = raw(32)
+OFFER: Codec[Offer] = Codec("an offer [unit, round, weight, digest, bytes]", _read_offer, _write_offer)
 SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
 UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)
 PLACE: Codec[Place] = Codec("a place [peer, name]", _read_place, lambda place: [place.peer, place.name])

@@ -1,37 +1,40 @@
-"""How a host that missed something gets the units' newest state: from holders whose bits differ from its own."""
+"""How a host that missed something gets the units' newest state: from holders whose bits differ from its own, and from
+keepers, who store what may have no other holder.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from averaging.config import AveragingConfig
 from averaging.rounds import plausible_round
 from blocks.adapters import unit_digest
 from blocks.errors import BadAdapter
-from blocks.spans import Span, UnitId, parse_unit
+from blocks.spans import UnitId, parse_unit
 from blocks.unit_state import UnitState
-from peers.directory import Directory
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.records import ProgressRecord
-from peers.unit_client import fetch_newest
+from peers.unit_client import Fetching, fetch_newest
 from swarm.host import Host
+from swarm.unit_book import check_state
 
 logger = logging.getLogger(__name__)
 
 _STRAY_SECONDS = 3.0  # between two looks at holders who differ: the newer version may be ours, and theirs to fetch
+_DISTRUST_SECONDS = 10.0  # before a peer is asked again that was silent, or sent what cannot be right
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatchUpConfig:
-    """The run's blocks; how long one unit's fetch may take, and how many holders are asked for it."""
+    """The run's rounds; how long one unit's fetch may take, and how many peers are asked for it."""
 
-    whole: Span
     averaging: AveragingConfig
     fetch_seconds: float = 60.0
-    max_holders_asked: int = 3
+    max_peers_asked: int = 3
 
 
 class CatchUp:
@@ -40,10 +43,13 @@ class CatchUp:
     While groups mix (averaging.grouping) holders of one round differ by design, and only newer rounds are fetched.
     """
 
-    def __init__(self, host: Host, directory: Directory, pool: Pool, config: CatchUpConfig) -> None:
-        self._host, self._directory, self._pool, self._config = host, directory, pool, config
+    def __init__(
+        self, host: Host, pool: Pool, config: CatchUpConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._host, self._pool, self._config, self._clock = host, pool, config, clock
         self.is_mixing = False
         self._stray_check_at = float("-inf")
+        self._distrusted: dict[PeerId, float] = {}
 
     def newest(self, others: Sequence[ProgressRecord]) -> int:
         """The newest completed round that this peer believes in."""
@@ -67,15 +73,13 @@ class CatchUp:
             self._stray_check_at = now + _STRAY_SECONDS
         return strayed
 
-    async def run(self, others: Sequence[ProgressRecord] | None = None) -> frozenset[UnitId]:
-        """Fetch the units of which another holder has a newer version, and stand at the newest round seen.
+    async def run(self, others: Sequence[ProgressRecord], *, is_start: bool = False) -> frozenset[UnitId]:
+        """Fetch the units of which another peer has a newer version, and stand at the newest round seen.
 
-        Returns the units that were replaced.
+        At the start keepers are asked for versions of the same round, too: a holder that left may have given them what
+        it had trained since. Later that would be this host's own past. Returns the units that were replaced.
         """
-        if others is None:
-            records = await self._directory.find_progress(self._host.rules.run, self._config.whole)
-            others = [record for record in records if record.peer != self._pool.me]
-        found = await self._fetch(self._host.units, others)
+        found = await self._fetch(self._host.units, others, is_start)
         number = max(self._host.round, self.newest(others))
         if not found and number == self._host.round:
             return frozenset()
@@ -87,32 +91,51 @@ class CatchUp:
         logger.info("caught up round=%d units=%d", number, len(found))
         return frozenset(found)
 
-    async def _fetch(self, units: Iterable[UnitId], others: Sequence[ProgressRecord]) -> dict[UnitId, UnitState]:
+    async def _fetch(
+        self, units: Iterable[UnitId], others: Sequence[ProgressRecord], is_start: bool
+    ) -> dict[UnitId, UnitState]:
         found: dict[UnitId, UnitState] = {}
+        now = self._clock()
+        self._distrusted = {peer: until for peer, until in self._distrusted.items() if until > now}
+        fetching = Fetching(
+            digest=unit_digest,
+            seconds=self._config.fetch_seconds,
+            moments=True,
+            check=lambda state: check_state(state, self._host.rules.shapes),
+            lost=set(self._distrusted),
+        )
         for unit in units:
             own = self._host.units[unit]
             candidates = [r for r in others if r.round > own.round] if self.is_mixing else others
-            holders = _worth_asking(candidates, parse_unit(unit)[1], own, self._host.digests())
-            state = await fetch_newest(
-                self._pool,
-                holders[: self._config.max_holders_asked],
-                unit,
-                moments=True,
-                digest=unit_digest,
-                seconds=self._config.fetch_seconds,
-            )
+            peers = _worth_asking(candidates, parse_unit(unit)[1], own, self._host.digests(), is_start=is_start)
+            able = [peer for peer in peers if peer not in fetching.lost]
+            state = await fetch_newest(self._pool, able[: self._config.max_peers_asked], unit, fetching)
             if state is not None and state.version > own.version:
                 found[unit] = state
+        self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)
         return found
 
 
 def _worth_asking(
-    others: Sequence[ProgressRecord], block: int, own: UnitState, digests: Mapping[int, bytes]
+    others: Sequence[ProgressRecord],
+    block: int,
+    own: UnitState,
+    digests: Mapping[int, bytes],
+    *,
+    is_start: bool = False,
 ) -> list[PeerId]:
-    """Holders of a block whose bits differ from ours and whose round is not older, the furthest first."""
-    holders = [
-        record
-        for record in others
-        if block in record.span and record.round >= own.round and record.digest_of(block) != digests[block]
-    ]
-    return [record.peer for record in sorted(holders, key=lambda record: (-record.round, record.peer))]
+    """Who has a block's unit with other bits than ours: holders whose round is not older, and keepers whose version is
+    of a newer round (at the start: or of the same), the furthest first.
+    """
+    found = []
+    for record in others:
+        if block in record.span:
+            number, digest, least = record.round, record.digest_of(block), own.round
+        else:
+            kept = record.kept(block)
+            if kept is None:
+                continue
+            (number, digest), least = kept, own.round if is_start else own.round + 1
+        if number >= least and digest != digests[block]:
+            found.append((-number, block not in record.span, record.peer))
+    return [peer for _, _, peer in sorted(found)]

@@ -28,7 +28,7 @@ from swarm.status import COLUMNS, title
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
     from swarm.train import Evaluation, Progress
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,12 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     importing = threading.Thread(target=import_hosting, name="imports", daemon=True)
     importing.start()  # what computes takes seconds to import, and p2pd a second to start: both at once
     screen.now("entering the swarm")
-    with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
+    config = replace(
+        _config(options, network, model=options.model, nickname=options.nickname), max_send=options.max_send
+    )
+    with Peer.enter(options.target, config) as peer:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
-        from swarm.hosting import HostingConfig
+        from swarm.loading import HostingConfig
 
         logger.info("model code is imported")
         screen.now(f"loading blocks of {peer.node.spec.model.name}")
@@ -62,6 +65,10 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 nickname=options.nickname,
                 model=options.model,
                 lora_rank=options.lora_rank,
+                keep_bytes=options.keep_megabytes << 20,
+                resume=options.resume,
+                max_memory_bytes=options.max_memory_bytes,
+                hours=options.hours,
             ),
         )
         settle()
@@ -154,15 +161,30 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
 
 def run_export(options: ExportOptions, screen: Screen) -> None:
     """The newest adapter as a peft directory."""
+    if options.left:
+        _export_left(options, screen)
+        return
     network = _client(options)
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
         screen.now("fetching the adapter of every block")
         number = peer.export(options.directory)
-        screen.say(f"the adapter of round {number} is in {options.directory}; load it with PeftModel.from_pretrained")
+        screen.say(_exported_line(number, options))
         if number == 0:
             every = peer.node.spec.rounds.round_samples
             screen.say(f"no round was completed yet, so this adapter is untrained; one comes every {every} samples")
+
+
+def _export_left(options: ExportOptions, screen: Screen) -> None:
+    from swarm.exporting import LeftBehind, export_left
+
+    screen.now("reading what peers have left")
+    left = LeftBehind(target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model)
+    screen.say(_exported_line(export_left(left, options.directory), options))
+
+
+def _exported_line(number: int, options: ExportOptions) -> str:
+    return f"the adapter of round {number} is in {options.directory}; load it with PeftModel.from_pretrained"
 
 
 def progress_line(progress: Progress) -> str:
@@ -202,7 +224,7 @@ class TrainingView:
 
 
 def _hosting(options: TrainOptions, device: str) -> HostingConfig:
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
 
     return HostingConfig(
         cache_dir=options.cache_dir,

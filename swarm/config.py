@@ -152,6 +152,9 @@ class RoundSettings:
     round_seconds: float = _setting(
         0.0, Rule(help="a round begins after so many seconds with fewer samples too; 0 is never", low=0, high=2592000)
     )
+    checkpoint_rounds: int = _setting(
+        1, Rule(help="hosts save their state at every so many rounds, and when they stop", low=1, high=1000)
+    )
     merging: str = _setting("mean", Rule(help="how adapters become one", choices=MERGINGS))
     local: str = _setting("fedavg", Rule(help="how hosts train between rounds", choices=LOCALS))
     proximal: float = _setting(0.01, Rule(help="strength of FedProx's pull to the last round", low=1e-9, high=100))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,8 +33,12 @@ from blocks.training import SpanTrainer
 from blocks.unit_state import UnitState
 from blocks.worker import ComputeThread, Priority
 from peers.decode_service import PLAIN_LABEL
-from swarm.checkpoint import Checkpoint, load_newest, save_checkpoint, select
+from swarm.checkpoint import DIRECTORY, save_checkpoint
+from swarm.kept import DIRECTORY as KEPT_DIRECTORY
+from swarm.kept import KeptStore
+from swarm.left_states import gather
 from swarm.unit_book import RoundResult, UnitBook
+from swarm.unit_files import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,10 @@ _PROBE_BLOCKS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostConfig:
-    """How one host computes; `cache_bytes` are for KV caches, `num_threads` for torch (None: its own choice)."""
+    """How one host computes; `cache_bytes` are for KV caches, `num_threads` for torch (None: its own choice).
+
+    `keep_bytes` of disk are for others' units; `resume` are directories of dead peers whose units it takes over.
+    """
 
     span: Span
     dtype: torch.dtype
@@ -53,11 +60,13 @@ class HostConfig:
     cache_bytes: int = 512 << 20
     num_threads: int | None = None
     limits: TrainingLimits = field(default_factory=TrainingLimits)
+    keep_bytes: int = 1 << 30
+    resume: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRules:
-    """What the run prescribes to every host, in the terms of `blocks`."""
+    """What the run prescribes to every host, in the terms of `blocks`; `shapes` are those of the whole adapter."""
 
     run: str
     layout: str
@@ -65,6 +74,7 @@ class RunRules:
     optimizer: OptimizerConfig
     batch_size: int
     units: UnitRules
+    shapes: Mapping[UnitId, Mapping[str, tuple[int, ...]]]
 
 
 class Host:
@@ -86,6 +96,7 @@ class Host:
             config.limits,
             time.monotonic,
         )
+        self.kept = KeptStore(state / KEPT_DIRECTORY, run=rules.run, layout=rules.layout, most_bytes=config.keep_bytes)
         self.tokens_per_second = 0.0
         self.backward_tokens_per_second = 0.0
         self._compute, self._state = compute, state
@@ -116,10 +127,10 @@ class Host:
         return {unit: self.trainer.ledger.tallies[parse_unit(unit)[1]].since_round for unit in self.units}
 
     async def begin(self) -> None:
-        """Start from the run's seed, or from this peer's last checkpoint; measure the device.
+        """Start from the run's seed, or from what this peer and others have left on disk; measure the device.
 
         Raises:
-            BadCheckpoint: the state directory belongs to another run.
+            BadCheckpoint: a directory belongs to another run.
         """
         await self.thread.run(Priority.STEP, self._begin)
         for unit in self.units:
@@ -132,9 +143,9 @@ class Host:
     async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
         """See peers.units_service.UnitSource."""
         state = self.units.get(unit)
-        if state is None or not moments:
+        if state is None or not moments or self.rules.lora.own_rank:  # moments of another rank mean nothing elsewhere
             return state
-        found = await self.thread.run(Priority.STEP, self.trainer.unit_steps.read_moments)
+        found = await self.thread.run(Priority.STEP, lambda: self.trainer.unit_steps.read_moments([unit]))
         return replace(state, moments=found[unit])
 
     async def read_inputs(self) -> dict[UnitId, UnitInput]:
@@ -166,6 +177,21 @@ class Host:
             for unit in states:
                 self._close_books(unit, lost[unit])
 
+    async def fold(self, units: Iterable[UnitId]) -> frozenset[UnitId]:
+        """Before this host leaves: make what it trained of `units` since the last round part of their state.
+
+        Returns those that were trained. Only for units that no other live host holds: to others it would be newer than
+        what they trained themselves.
+        """
+        async with self.trainer.frozen(), self.trainer.drained():
+            counted = self.counted()
+            trained = {unit: counted[unit] for unit in units if counted[unit].steps}
+            if trained:
+                await self.thread.run(Priority.STEP, lambda: self._fold(trained))
+            for unit, work in trained.items():
+                self._close_books(unit, work)
+        return frozenset(trained)
+
     async def checkpoint(self) -> None:
         """Write all units as of the last round to disk.
 
@@ -175,7 +201,9 @@ class Host:
         moments = await self.thread.run(Priority.STEP, self.trainer.unit_steps.read_moments)
         units = {unit: replace(state, moments=moments[unit]) for unit, state in self.units.items()}
         checkpoint = Checkpoint(run=self.rules.run, layout=self.rules.layout, round=self.round, units=units)
-        await asyncio.to_thread(save_checkpoint, self._state / "checkpoints", checkpoint)
+        await asyncio.to_thread(save_checkpoint, self._state / DIRECTORY, checkpoint)
+        for unit in self.kept.units.keys() & units.keys():  # kept before it was held, and now safe in the checkpoint
+            await asyncio.to_thread(self.kept.drop, unit)
 
     def drop_versions(self, snapshots: list[Snapshot]) -> None:
         """Remove snapshots that nobody needs from the model, when the compute thread comes to it."""
@@ -199,17 +227,22 @@ class Host:
         }
         add_version(self.model, PLAIN_LABEL, plain)  # B is zero, so this is the base model to the bit
         number = 0
-        found = load_newest(self._state / "checkpoints", run=self.rules.run, layout=self.rules.layout)
-        if found is not None:
-            number = found.round
-            self._book.take(select(found.units, list(self.units)))
-            logger.info("resumed round=%d units=%d", found.round, len(found.units))
+        self.kept.load()
+        left = gather(self._state, self.config.resume, self.kept, self.units)
+        if left is not None:
+            number = left.round
+            self._book.take(left.units)
+            logger.info("resumed round=%d units=%d", number, len(left.units))
         self._publish(number)
         self._measure()
 
     def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
         self._book.take(states)
         self._publish(number)
+
+    def _fold(self, units: Mapping[UnitId, Counted]) -> None:
+        self._book.fold(units)
+        self._publish(self.round)
 
     def _write_round(self, result: RoundResult) -> None:
         self._book.apply(result)

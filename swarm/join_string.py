@@ -14,7 +14,7 @@ import msgpack
 
 from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadJoinString
-from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of
+from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
 
 JOIN_NAME = "join.txt"
 MAX_BOOTSTRAP = 8
@@ -51,10 +51,22 @@ class Join:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDirectory:
-    """A directory made by `swarm init`. `join` is there once its first peer has started."""
+    """A directory made by `swarm init`, or the state directory of a peer, which has the run's settings as signed.
+
+    `join` is there once its first peer has started.
+    """
 
     path: Path
     join: Join | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A run before its swarm is entered: the owner's signed settings where they are here, and peers that are known."""
+
+    run: RunId
+    blob: bytes | None
+    peers: tuple[str, ...]
 
 
 def check_address(address: str) -> str:
@@ -127,6 +139,8 @@ def target_run_id(target: Join | RunDirectory) -> RunId:
     """
     if isinstance(target, Join):
         return target.run_id
+    if is_state(target.path):
+        return load_run(target.path)[0]
     key_file = target.path / KEY_NAME
     if target.join is not None and not key_file.exists():
         return target.join.run_id
@@ -134,6 +148,34 @@ def target_run_id(target: Join | RunDirectory) -> RunId:
     if target.join is not None and target.join.run_id != run_id:
         raise BadJoinString(f"{target.path / JOIN_NAME} is of another run than {CONFIG_NAME} beside it; remove it")
     return run_id
+
+
+def known_of(target: Join | RunDirectory) -> Known:
+    """What JOIN says of its run by itself.
+
+    Raises:
+        BadConfig, BadRecord: the directory's settings or key cannot be read.
+        BadJoinString: it has neither the owner's key nor a join string.
+    """
+    if isinstance(target, Join):
+        return Known(run=target.run_id, blob=None, peers=target.peers)
+    peers = () if target.join is None else target.join.peers
+    if is_state(target.path):
+        run, blob = load_run(target.path)
+        return Known(run=run, blob=blob, peers=peers)
+    spec = load_config(target.path / CONFIG_NAME)
+    key_path = target.path / KEY_NAME
+    if not key_path.exists():
+        if target.join is None:
+            raise BadJoinString(f"{target.path} has no {KEY_NAME} and no join string; ask the run's owner for one")
+        return Known(run=target.join.run_id, blob=None, peers=peers)
+    key = load_owner_key(key_path)
+    return Known(run=run_id_of(public_bytes(key), spec), blob=sign_run(spec, key), peers=peers)
+
+
+def is_state(path: Path) -> bool:
+    """Whether a directory is a peer's state, not one that `swarm init` made."""
+    return (path / RUN_NAME).is_file() and not (path / CONFIG_NAME).is_file()
 
 
 def save_join(directory: Path, join: Join) -> Path:
@@ -146,7 +188,7 @@ def save_join(directory: Path, join: Join) -> Path:
 
 
 def _run_directory(path: Path) -> RunDirectory:
-    if not (path / CONFIG_NAME).is_file():
+    if not (path / CONFIG_NAME).is_file() and not is_state(path):
         raise BadJoinString(
             f"directory {path} holds no {CONFIG_NAME}; make a run with `swarm init {path.name or 'NAME'}`"
         )

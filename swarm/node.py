@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Coroutine
@@ -26,13 +27,15 @@ from peers.own_router import OwnRouter
 from peers.pool import Pool
 from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
+from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
-from swarm.run import RunId, open_run
+from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
-    from swarm.hosting import Hosting, HostingConfig
+    from swarm.hosting import Hosting
+    from swarm.loading import HostingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,10 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeConfig:
-    """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm."""
+    """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
+
+    `max_send` bounds what it sends, in bytes per second.
+    """
 
     run: RunId
     network: NetworkConfig
@@ -53,6 +59,7 @@ class NodeConfig:
     run_blob: bytes | None = None
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
+    max_send: float = math.inf
 
 
 class Node:
@@ -60,7 +67,7 @@ class Node:
 
     def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
-        self.traffic = Traffic()
+        self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -91,6 +98,7 @@ class Node:
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
+            _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
         except BaseException:
@@ -153,7 +161,9 @@ class Node:
             return hosts
         host = self.hosting.host
         samples = max((counted.samples for counted in host.counted().values()), default=0)
-        return f"blocks {host.span}, round {host.round}, {samples} samples since, {host.trainer.steps} steps, {hosts}"
+        line = f"blocks {host.span}, round {host.round}, {samples} samples since, {host.trainer.steps} steps, {hosts}"
+        paused = self.hosting.pauser.words()
+        return f"{paused}; {line}" if paused else line
 
     async def wait(self, seconds: float | None = None) -> None:
         """Until a background task fails, or `seconds` have passed; the task's error is raised here."""
@@ -162,16 +172,22 @@ class Node:
             task.result()
 
     async def stop(self) -> None:
-        """Leave: checkpoint, withdraw, close streams, end p2pd; a step that fails does not keep the others from it."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        async with AsyncExitStack() as leaving:
-            leaving.push_async_callback(self.network.stop)
-            leaving.push_async_callback(self.pool.close)
+        """Leave: say so and finish what is in flight, checkpoint, close streams, end p2pd. A step that fails does not
+        keep the others from it.
+        """
+        try:
             if self.hosting is not None:
-                await self.hosting.stop()
+                await self.hosting.leave()
+        finally:
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            async with AsyncExitStack() as leaving:
+                leaving.push_async_callback(self.network.stop)
+                leaving.push_async_callback(self.pool.close)
+                if self.hosting is not None:
+                    await self.hosting.stop()
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.
@@ -199,6 +215,14 @@ class Node:
 def software_name() -> str:
     """What this peer says it runs."""
     return f"swarmtune {version('swarmtune')}"
+
+
+def _keep_run(state: Path, blob: bytes) -> None:
+    """The settings beside the checkpoints, so that the state directory can be used when the swarm is no more."""
+    try:
+        save_run(state, blob)
+    except (BadConfig, BadRecord) as error:
+        logger.warning("%s", error)
 
 
 async def _find_run(directory: Directory, run: RunId) -> bytes:

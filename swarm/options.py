@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
 from peers.wire_format import WireFormat
+from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class JoinOptions(PeerOptions):
     `cache_megabytes` is the budget for KV caches. `model` is a local copy of the run's model, checked by fingerprint.
     `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda. `quantize` stores the
     frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
+    `keep_megabytes` of disk are for units that others hold; those that dead peers left in `resume` are taken over.
+    `max_send` is in bytes per second; `hours` are when this peer takes part. None: no bound.
     """
 
     blocks: Span | None = None
@@ -73,6 +77,11 @@ class JoinOptions(PeerOptions):
     nickname: str = ""
     lora_rank: int = 0
     model: str | None = None
+    keep_megabytes: int = 1024
+    resume: tuple[Path, ...] = ()
+    max_memory_bytes: int | None = None
+    max_send: float = math.inf
+    hours: Hours | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +139,14 @@ class StatusOptions(PeerOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions(PeerOptions):
-    """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty."""
+    """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty.
+
+    It is what the swarm holds, or, without entering it, what peers left in the directories `left`.
+    """
 
     directory: Path
     model: str | None = None
+    left: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

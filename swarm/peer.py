@@ -6,8 +6,9 @@ Synchronous; the network runs on a loop in its own thread (loop.py). The parts a
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,11 @@ from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
-from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadConfig, BadJoinString
-from swarm.join_string import MAX_BOOTSTRAP, Join, RunDirectory, save_join
+from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, is_state, known_of, save_join
 from swarm.loop import LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
-from swarm.run import KEY_NAME, RunId, load_owner_key, public_bytes, run_id_of, sign_run
+from swarm.run import RunId
 from swarm.state import OWN_STATE, StateDirectory, claim_state, lock_state
 from swarm.status import Status, look
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from blocks.shared_client import SharedClient
     from swarm.data import SampleSet
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
     from swarm.model import SwarmModel
     from swarm.train import Progress
     from swarm.training import TrainingResult
@@ -47,7 +47,7 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
     """
 
     state_root: Path
@@ -61,6 +61,7 @@ class PeerConfig:
     route_seconds: float = 300.0
     call_seconds: float = 120.0
     wire: WireFormat | None = None
+    max_send: float = math.inf
 
 
 class Peer:
@@ -80,20 +81,21 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
         """
-        run, blob, known = _resolve(target)
-        network = _with_bootstrap(config.network, known, target, blob)
-        state = _claim(target, config, run)
+        known = known_of(target)
+        network = _with_bootstrap(config.network, known, target)
+        state = _claim(target, config, known.run)
         loop = LoopThread()
         try:
-            if known and not network.bootstrap:
-                save_addresses(state.path / BOOK_NAME, known)
+            if known.peers and not network.bootstrap:
+                save_addresses(state.path / BOOK_NAME, known.peers)
             node_config = NodeConfig(
-                run=run,
+                run=known.run,
                 network=network,
                 state=state.path,
-                run_blob=blob,
+                run_blob=known.blob,
                 rules=config.rules,
                 route_seconds=config.route_seconds,
+                max_send=config.max_send,
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
             if isinstance(target, RunDirectory) and not network.client_mode:
@@ -254,43 +256,26 @@ class Peer:
         self.close()
 
 
-def _resolve(target: Join | RunDirectory) -> tuple[RunId, bytes | None, tuple[str, ...]]:
-    """The run's id, the owner's signed settings where they are here, and peers that are known."""
-    if isinstance(target, Join):
-        return target.run_id, None, target.peers
-    spec = load_config(target.path / CONFIG_NAME)
-    key_path = target.path / KEY_NAME
-    if not key_path.exists():
-        if target.join is None:
-            raise BadJoinString(f"{target.path} has no {KEY_NAME} and no join string; ask the run's owner for one")
-        return target.join.run_id, None, target.join.peers
-    key = load_owner_key(key_path)
-    run = run_id_of(public_bytes(key), spec)
-    return run, sign_run(spec, key), () if target.join is None else target.join.peers
-
-
 def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:
-    """The chosen directory; else the run directory's own where it is free; else the first free one."""
+    """The chosen directory; else the target directory's own where it is free; else the first free one."""
     if config.state is not None:
         return lock_state(config.state)
     if isinstance(target, RunDirectory) and not config.network.client_mode:
         try:
-            return lock_state(target.path / OWN_STATE)
+            return lock_state(target.path if is_state(target.path) else target.path / OWN_STATE)
         except BadConfig as error:
             logger.debug("%s", error)  # a second peer from the same directory gets a state of its own
     return claim_state(config.state_root, run)
 
 
-def _with_bootstrap(
-    network: NetworkConfig, known: Iterable[str], target: Join | RunDirectory, blob: bytes | None
-) -> NetworkConfig:
-    """Known peers must answer, unless a host has the owner's key: it may be the first, or the first one back.
+def _with_bootstrap(network: NetworkConfig, known: Known, target: Join | RunDirectory) -> NetworkConfig:
+    """Known peers must answer, unless a host has the signed settings: it may be the first, or the first one back.
 
     Raises:
         BadJoinString: trainers and clients need somebody to start from, and nobody is known.
     """
-    if network.client_mode or blob is None:
-        network = replace(network, bootstrap=tuple(dict.fromkeys([*network.bootstrap, *known])))
+    if network.client_mode or known.blob is None:
+        network = replace(network, bootstrap=tuple(dict.fromkeys([*network.bootstrap, *known.peers])))
     if network.client_mode and not network.bootstrap:
         where = target.path if isinstance(target, RunDirectory) else target.run_name
         raise BadJoinString(f"no peer of this run is known yet; start its first one with `swarm join {where}`")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NewType
+from typing import NewType, cast
 
 import msgpack
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,6 +24,7 @@ RunId = NewType("RunId", str)
 """32 hex digits: a hash of the owner's public key, the run's nonce and its name."""
 
 KEY_NAME = "owner.key"
+RUN_NAME = "run.signed"  # in a state directory: what `sign_run` made, so that it can be used without the swarm
 MAX_RUN_BYTES = 4096  # a DHT value
 _FORMAT = 1
 _DOMAIN = b"swarmtune run 1\0"
@@ -105,15 +108,61 @@ def open_run(blob: bytes, run_id: RunId) -> RunSpec:
     except (InvalidSignature, ValueError):
         raise BadRecord(f"run {run_id}: the signature on its settings is wrong; ask another peer") from None
     tables = _unpack(body)
-    if not isinstance(tables, dict):
-        raise BadRecord(f"run {run_id}: the signed settings are not a table; ask another peer")
-    name, nonce = tables.get("name"), tables.get("nonce")
-    if not isinstance(name, str) or not isinstance(nonce, str) or re.fullmatch("[0-9a-f]{32}", nonce) is None:
-        raise BadRecord(f"run {run_id}: the signed settings have no name or nonce; ask another peer")
+    name, nonce = _named(tables, run_id)
     signed_id = _run_id(public_key, nonce=nonce, name=name)
     if signed_id != run_id:
         raise BadRecord(f"run {run_id}: these settings are signed for run {signed_id}; use that run's join string")
-    return spec_from_tables(tables)
+    return spec_from_tables(cast(Mapping[str, object], tables))
+
+
+def save_run(directory: Path, blob: bytes) -> None:
+    """Leave the signed settings in a peer's state directory, replacing older ones of the run whole.
+
+    Raises:
+        BadConfig: it cannot be written, or those of another run are there.
+    """
+    if (directory / RUN_NAME).exists() and load_run(directory)[0] != (run := _id_in(blob)):
+        raise BadConfig(f"{directory} holds the state of another run than {run}; give this peer another --state")
+    draft = directory / f".{RUN_NAME}.{os.getpid()}"
+    try:
+        draft.write_bytes(blob)
+        draft.replace(directory / RUN_NAME)
+    except OSError as error:
+        raise BadConfig(
+            f"{directory} cannot be written ({error.strerror}); free space or give another --state"
+        ) from None
+
+
+def load_run(directory: Path) -> tuple[RunId, bytes]:
+    """What `save_run` left: the id of the run, and the settings that `open_run` checks.
+
+    Raises:
+        BadConfig: it cannot be read.
+        BadRecord: it is malformed.
+    """
+    path = directory / RUN_NAME
+    try:
+        with path.open("rb") as file:
+            blob = file.read(MAX_RUN_BYTES + 1)
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    return _id_in(blob), blob
+
+
+def _id_in(blob: bytes) -> RunId:
+    public_key, body, _ = _envelope(blob)
+    name, nonce = _named(_unpack(body), "left in a state directory")
+    return _run_id(public_key, nonce=nonce, name=name)
+
+
+def _named(tables: object, run: str) -> tuple[str, str]:
+    """Name and nonce in settings that nobody has checked yet."""
+    if not isinstance(tables, dict):
+        raise BadRecord(f"run {run}: the signed settings are not a table; ask another peer")
+    name, nonce = tables.get("name"), tables.get("nonce")
+    if not isinstance(name, str) or not isinstance(nonce, str) or re.fullmatch("[0-9a-f]{32}", nonce) is None:
+        raise BadRecord(f"run {run}: the signed settings have no name or nonce; ask another peer")
+    return name, nonce
 
 
 def _run_id(public_key: bytes, *, nonce: str, name: str) -> RunId:

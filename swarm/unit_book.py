@@ -25,6 +25,7 @@ from blocks.adapters import (
 from blocks.errors import BadAdapter
 from blocks.ledger import Counted
 from blocks.load import SpanModel
+from blocks.optimizer import parse_moments
 from blocks.spans import UnitId
 from blocks.unit_state import UnitState, agreed
 from blocks.unit_steps import UnitSteps
@@ -42,6 +43,25 @@ class RoundResult:
     samples: Mapping[UnitId, float]
     counted: Mapping[UnitId, Counted]
     read: Mapping[UnitId, UnitInput] | None = None
+
+
+def check_state(state: UnitState, shapes: Mapping[UnitId, Mapping[str, tuple[int, ...]]]) -> None:
+    """Refuse a unit's state from outside that does not fit the run, whose units have these `shapes`.
+
+    Raises:
+        BadAdapter: the unit is not known, or its tensors, agreed state or moments do not fit.
+    """
+    if state.unit not in shapes:
+        raise BadAdapter(f"unit {state.unit} is not one of this run's")
+    check_unit(state.unit, state.tensors, shapes[state.unit])
+    try:
+        check_outer_state(state.outer, state.tensors)
+    except BadTensors as error:
+        raise BadAdapter(f"{state.unit}: {error}") from error
+    odd = {name.rpartition("/")[0] for name in state.moments} - set(state.tensors)
+    if odd:
+        raise BadAdapter(f"{state.unit} has optimizer state of '{min(odd)[:80]}', which it does not have")
+    parse_moments(state.tensors, state.moments)
 
 
 class UnitBook:
@@ -82,6 +102,26 @@ class UnitBook:
         self._write({unit: state.tensors for unit, state in states.items()})
         for unit, state in states.items():
             self.states[unit] = replace(state, moments={})
+            self._restart(unit)
+
+    def fold(self, units: Mapping[UnitId, Counted]) -> None:
+        """Make what was trained of some units since their last round their state: a newer version of the same round.
+
+        It belongs to the end of a sole holder. A host that trains a rank of its own has not the run's tensors: its
+        units stay as they are.
+        """
+        if self._settings.own_rank:
+            return
+        live = read_units(self._model)
+        for unit, counted in units.items():
+            state = self.states[unit]
+            self.states[unit] = replace(
+                state,
+                weight=state.weight + counted.samples,
+                total_samples=state.total_samples + counted.samples,
+                digest=unit_digest(agreed(live[unit], state.outer)),
+                tensors=live[unit],
+            )
             self._restart(unit)
 
     def inputs(self) -> dict[UnitId, UnitInput]:

@@ -292,14 +292,6 @@ class LinkProcess:
         found = self._ask("count", port=port)
         return LinkCount(**{key: int(str(value)) for key, value in found.items()})
 
-    def stall(self, port: int) -> None:
-        """See Link."""
-        self._ask("stall", port=port)
-
-    def resume(self, port: int) -> None:
-        """See Link."""
-        self._ask("resume", port=port)
-
     def cut(self, port: int) -> None:
         """See Link."""
         self._ask("cut", port=port)
@@ -374,10 +366,6 @@ async def _obey(links: dict[int, Link], order: dict[str, object]) -> dict[str, o
             link.rules = rules
         case "count":
             return asdict(link.count())
-        case "stall":
-            link.stall()
-        case "resume":
-            link.resume()
         case "cut":
             link.cut()
         case "mend":

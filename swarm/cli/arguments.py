@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-JOIN_HELP = "JOIN is a join string (swarm1:…), a file that holds one, or a directory made by `swarm init`."
+JOIN_HELP = (
+    "JOIN is a join string (swarm1:…), a file that holds one, a directory made by `swarm init`, or a peer's state "
+    "directory."
+)
 
 
 class PeerGiven(TypedDict):

@@ -15,22 +15,34 @@ from swarm.options import ExportOptions
 class _Given(PeerGiven):
     directory: Path
     model: str | None
+    left: tuple[Path, ...]
 
 
 @click.command(
     epilog="""\b
-Example:
+Examples:
   swarm export tales/ tales-adapter
+  swarm export tales/ tales-adapter --from /mnt/ann --from /mnt/bob      of a swarm that is no more
   python -c "from peft import PeftModel; PeftModel.from_pretrained(model, 'tales-adapter')" """,
     help=f"Write the newest adapter to DIRECTORY, as peft's PeftModel.from_pretrained reads it.\n\n{JOIN_HELP}",
 )
 @peer_options
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "left",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Export what peers left in their state directory, without a swarm; may be repeated.",
+)
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and export."""
     with screen("stopped; nothing was exported") as shown:
-        options = ExportOptions(**peer_fields(given), directory=given["directory"], model=given["model"])
+        options = ExportOptions(
+            **peer_fields(given), directory=given["directory"], model=given["model"], left=given["left"]
+        )
         from swarm.commands import run_export
 
         run_export(options, shown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Unpack
 
 import click
@@ -9,7 +11,9 @@ import click
 from blocks.spans import MAX_BLOCKS, Span, parse_span
 from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, quantization, quantize_option
 from swarm.cli.report import screen
+from swarm.hours import parse_hours
 from swarm.options import JoinOptions
+from swarm.sizes import parse_bandwidth, parse_memory
 
 
 class _Given(PeerGiven):
@@ -24,6 +28,11 @@ class _Given(PeerGiven):
     nickname: str
     lora_rank: int
     model: str | None
+    keep_mb: int
+    resume: tuple[Path, ...]
+    max_memory: str | None
+    max_bandwidth: str | None
+    hours: str | None
 
 
 @click.command(
@@ -31,8 +40,13 @@ class _Given(PeerGiven):
 Examples:
   swarm join tales/                                the run's first peer; prints the join string
   swarm join swarm1:gqJpZ... --blocks 0:15         hold the first half
-  swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330""",
-    help=f"Hold blocks of a run's model, train and serve them until stopped.\n\n{JOIN_HELP}",
+  swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330
+  swarm join swarm1:gqJpZ... --hours 22-07 --max-memory 4GB --max-bandwidth 20Mbit
+  swarm join tales/ --resume /mnt/ann --resume /mnt/bob      start again from what a dead swarm left""",
+    help=f"""Hold blocks of a run's model, train and serve them until stopped.
+
+{JOIN_HELP} What it takes of this machine is yours to bound: --max-memory, --max-bandwidth, --hours; and `swarm pause`
+lets it rest.""",
 )
 @peer_options
 @click.option("--blocks", default="auto", show_default=True, metavar="auto|A:B", help="Which blocks to hold.")
@@ -49,7 +63,20 @@ Examples:
 @click.option(
     "--lora-rank", type=click.IntRange(0), default=0, help="Train a smaller rank than the run's (merging 'power' only)."
 )
+@click.option("--max-memory", metavar="SIZE", help="For all of this process, such as 4GB; on a GPU, of its memory.")
+@click.option("--max-bandwidth", metavar="RATE", help="What this peer sends at most, such as 20Mbit or 2.5MB/s.")
+@click.option("--hours", metavar="H-H", help="Take part only then, in local time: 22-07, or 22:30-07:15,12-13.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
+@click.option(
+    "--keep-mb", type=click.IntRange(0), default=1024, show_default=True, help="Disk for others' adapters, in MB."
+)
+@click.option(
+    "--resume",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Go on from what dead peers left in their state directory, too; may be repeated.",
+)
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the peer."""
     with screen("stopped; this peer's state is kept, so the same command goes on from here") as shown:
@@ -66,6 +93,11 @@ def command(**given: Unpack[_Given]) -> None:
             nickname=given["nickname"],
             lora_rank=given["lora_rank"],
             model=given["model"],
+            keep_megabytes=given["keep_mb"],
+            resume=given["resume"],
+            max_memory_bytes=None if given["max_memory"] is None else parse_memory(given["max_memory"]),
+            max_send=math.inf if given["max_bandwidth"] is None else parse_bandwidth(given["max_bandwidth"]),
+            hours=None if given["hours"] is None else parse_hours(given["hours"]),
         )
         from swarm.quick_start import begin
 

@@ -22,7 +22,7 @@ from peers.config import NetworkConfig
 from peers.errors import PeerLost
 from peers.network import PeerId
 from peers.records import ProgressRecord
-from peers.unit_client import fetch_unit
+from peers.unit_client import Fetching, fetch_unit
 from swarm.data import SampleSet
 from swarm.join_string import RunDirectory
 from swarm.local import LOOPBACK
@@ -191,15 +191,9 @@ class ChaosSwarm(ChaosHosts):
         """All units of a host, fetched from it."""
 
         async def fetch() -> dict[int, UnitState]:
+            fetching = Fetching(digest=unit_digest, seconds=20.0)
             states = [
-                fetch_unit(
-                    self.eye.node.pool,
-                    self.ids[name],
-                    unit_of("default", block),
-                    moments=False,
-                    digest=unit_digest,
-                    seconds=20.0,
-                )
+                fetch_unit(self.eye.node.pool, self.ids[name], unit_of("default", block), fetching)
                 for block in self.hosts[name].host.span.blocks()
             ]
             return {int(state.unit.rpartition(".")[2]): state for state in await asyncio.gather(*states)}

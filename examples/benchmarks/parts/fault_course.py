@@ -16,7 +16,7 @@ from parts.tiny_model import counting_rows
 
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.hosting import HostingConfig
+from swarm.loading import HostingConfig
 from swarm.local import LOOPBACK
 from swarm.peer import Peer, PeerConfig
 

@@ -19,8 +19,8 @@ from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.data import SampleSet
 from swarm.host import Host
-from swarm.hosting import HostingConfig
 from swarm.join_string import RunDirectory
+from swarm.loading import HostingConfig
 from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
 

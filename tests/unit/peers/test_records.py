@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from blocks.spans import Span
 from peers.errors import BadRecord
 from peers.identity import Identity
+from peers.keeping import Copy, told
 from peers.network import PeerId
 from peers.records import (
     MAX_SEALED_BYTES,
+    Keeping,
     PeerRecord,
     ProgressRecord,
     SealCache,
@@ -45,12 +47,14 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 
 
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
-    host = replace(peer_record(ann.peer, Span(0, 15)), keeps=(Span(20, 22),), roles=("host", "trainer"))
+    host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
-    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5))
+    kept = (Keeping(Span(9, 11), 3, b"ABCDEFGHabcdefgh"), Keeping(Span(11, 12), 2, b"12345678"))
+    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5), keeps=kept)
     assert open_record(seal_record(ann, moving), ProgressRecord, run=RUN, now=NOW) == moving
     assert moving.digest_of(3) == b"89abcdef"
     assert moving.digest_of(4) is None
+    assert [moving.kept(block) for block in (8, 10, 11)] == [None, (3, b"abcdefgh"), (2, b"12345678")]
     trainer = TrainerRecord(
         run=RUN, peer=ann.peer, loss=2.5, eval_loss=None, tokens_per_second=10.0, step=4, round=1, expires_at=1060.0
     )
@@ -59,12 +63,41 @@ def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
 
 def test_a_full_record_stays_under_four_kilobytes(ann: Identity) -> None:
     address = "/ip4/100.100.100.100/tcp/31337/p2p/" + "Q" * 46
-    full = replace(
-        peer_record(ann.peer, Span(0, 15)), addresses=(address,) * 4, nickname="n" * 48, keeps=(Span(0, 4000),) * 16
-    )
+    full = replace(peer_record(ann.peer, Span(0, 15)), addresses=(address,) * 4, nickname="n" * 48)
     assert len(seal_record(ann, full)) < MAX_SEALED_BYTES / 2
     with pytest.raises(BadRecord, match="at most 4096 fit"):
         seal_record(ann, progress(ann.peer, span=Span(0, 1000), digests=b"x" * 8000))
+
+
+@pytest.mark.parametrize("held", [1, 128, 200])
+def test_what_is_told_of_kept_units_never_fills_a_record(ann: Identity, held: int) -> None:
+    scattered = {f"a/block.{1000 + 2 * n}": Copy(round=2**40 - n, digest=bytes(8)) for n in range(2000)}
+    in_a_row = {f"a/block.{1000 + n}": Copy(round=2**40, digest=bytes(8)) for n in range(2000)}
+    for kept in (scattered, in_a_row):
+        keeps = told(kept, Span(0, held))
+        assert keeps
+        seal_record(ann, progress(ann.peer, span=Span(0, held), digests=bytes(8 * held), round=2**40, keeps=keeps))
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        [[[9, 11], 3, b"x" * 15]],
+        [[[9, 11], 3, b"x" * 24]],
+        [[[11, 9], 3, b"x" * 16]],
+        [[[9, 11], -1, b"x" * 16]],
+        [[[9, 11], True, b"x" * 16]],
+        [[[9, 11], 2**41, b"x" * 16]],
+        [[[9, 5000], 3, b"x" * 8]],
+        [[[9, 10], 3]],
+        [[[9, 10], 3, b"x" * 8]] * 49,
+        "no list",
+    ],
+)
+def test_kept_units_that_cannot_be_right_are_refused(ann: Identity, keeps: object) -> None:
+    payload = dict(open_sealed(seal_record(ann, progress(ann.peer)), "progress")[1])
+    with pytest.raises(BadRecord, match="'keeps'"):
+        open_record(seal(ann, "progress", payload | {"keeps": keeps}, most=10**6), ProgressRecord, run=RUN, now=NOW)
 
 
 def test_another_peers_record_can_neither_be_signed_nor_passed_off(ann: Identity, tmp_path: Path) -> None:
@@ -125,7 +158,6 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("software", 5),
         ("dtype", "F32; rm"),
         ("roles", ["king"]),
-        ("keeps", [[0, 1]] * 17),
         ("peer", "0OIl"),
         ("run", "a/b"),
         ("expires_at", float("inf")),

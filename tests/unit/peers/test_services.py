@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,12 +16,13 @@ from peers.answering import CallServer
 from peers.calls import hello_maker
 from peers.errors import PeerLost, Refused
 from peers.info_service import InfoService
-from peers.messages import AskInfo, InfoReply
+from peers.messages import AskInfo, InfoReply, Wanted
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.traffic import Traffic
-from peers.unit_client import fetch_newest, fetch_unit
+from peers.unit_client import Fetching, fetch_newest, fetch_unit
 from peers.units_service import UnitsService
+from peers.values import Offer
 from tests.fakes_network import fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1")
@@ -39,6 +40,10 @@ def state(number: int = 3, **changes: object) -> UnitState:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+def fetching(**changes: object) -> Fetching:
+    return replace(Fetching(digest=unit_digest, seconds=5), **changes)  # type: ignore[arg-type]
+
+
 class Holder:
     def __init__(self, held: UnitState) -> None:
         self.held = held
@@ -47,12 +52,25 @@ class Holder:
         return (self.held if moments else replace(self.held, moments={})) if unit == UNIT else None
 
 
+class Nothing:
+    """A keeper that keeps nothing and takes nothing."""
+
+    async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
+        return None
+
+    def look_at(self, peer: PeerId, offers: Sequence[Offer]) -> Wanted:
+        raise Refused("nothing is taken here")
+
+    async def keep(self, peer: PeerId, state: UnitState) -> None:
+        raise Refused("nothing is taken here")
+
+
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
     wrong = state(9, digest=bytes(32))
     async with asyncio.timeout(20), fake_swarm() as swarm:
         for name, held in (("old", state(2)), ("new", state(5)), ("liar", wrong)):
-            server = CallServer(HELLO, UnitsService(Holder(held)), Traffic())
+            server = CallServer(HELLO, UnitsService(Holder(held), Nothing(), unit_digest), Traffic())
             await swarm.join(name).serve_stream("units", server.serve)
         await swarm.find(PeerId("new")).serve_stream(
             "info", CallServer(HELLO, InfoService(lambda: b"record", Traffic(), lambda: 7.0), Traffic()).serve
@@ -64,23 +82,23 @@ async def pool() -> AsyncIterator[Pool]:
 
 async def test_a_unit_arrives_with_its_moments_and_the_newest_wins(pool: Pool) -> None:
     peers = [PeerId(name) for name in ("old", "liar", "gone", "new")]
-    got = await fetch_newest(pool, peers, UNIT, moments=True, digest=unit_digest, seconds=5)
+    got = await fetch_newest(pool, peers, UNIT, fetching(moments=True))
     assert got is not None
     assert got.version == state(5).version
     assert torch.equal(got.tensors["a.A"], state(5).tensors["a.A"])
     assert got.moments.keys() == {"a.A/exp_avg"}
-    bare = await fetch_unit(pool, PeerId("old"), UNIT, moments=False, digest=unit_digest, seconds=5)
+    bare = await fetch_unit(pool, PeerId("old"), UNIT, fetching())
     assert bare.moments == {}
 
 
 async def test_a_unit_whose_digest_does_not_match_is_refused(pool: Pool) -> None:
     with pytest.raises(PeerLost, match="digest"):
-        await fetch_unit(pool, PeerId("liar"), UNIT, moments=False, digest=unit_digest, seconds=5)
+        await fetch_unit(pool, PeerId("liar"), UNIT, fetching())
     other = UnitId("default/block.9")
     with pytest.raises(Refused, match="not held"):
-        await fetch_unit(pool, PeerId("new"), other, moments=False, digest=unit_digest, seconds=5)
+        await fetch_unit(pool, PeerId("new"), other, fetching())
     lost = [PeerId("liar"), PeerId("gone")]
-    assert await fetch_newest(pool, lost, UNIT, moments=False, digest=unit_digest, seconds=5) is None
+    assert await fetch_newest(pool, lost, UNIT, fetching()) is None
 
 
 async def test_info_says_what_a_peer_holds(pool: Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors.torch import save
 
 from blocks.spans import UnitId
 from blocks.unit_state import UnitState
-from swarm import checkpoint as module
-from swarm.checkpoint import Checkpoint, load_newest, save_checkpoint, select
+from swarm import unit_files as module
+from swarm.checkpoint import load_newest, save_checkpoint, select
 from swarm.errors import BadCheckpoint
+from swarm.unit_files import Checkpoint
 
 UNITS = [UnitId("default/block.1"), UnitId("default/block.12")]
 
@@ -177,5 +179,27 @@ def test_drafts_of_dead_processes_are_cleared_away(tmp_path: Path) -> None:
     draft = tmp_path / ".round-0000000001.safetensors.4242"
     draft.write_bytes(b"half")
     assert load(tmp_path) is None
-    save_checkpoint(tmp_path, make(1))
     assert not draft.exists()
+
+
+def test_units_of_an_earlier_span_are_still_found(tmp_path: Path) -> None:
+    front, back = make(3), make(4)
+    save_checkpoint(
+        tmp_path, Checkpoint(run="run-1", layout="layout-1", round=3, units={UNITS[0]: front.units[UNITS[0]]})
+    )
+    save_checkpoint(
+        tmp_path, Checkpoint(run="run-1", layout="layout-1", round=4, units={UNITS[1]: back.units[UNITS[1]]})
+    )
+    found = load(tmp_path)
+    assert found is not None
+    assert (found.round, {unit: state.round for unit, state in found.units.items()}) == (4, {UNITS[0]: 3, UNITS[1]: 4})
+
+
+def test_of_each_unit_the_newest_version_counts_not_the_newest_file(tmp_path: Path) -> None:
+    checkpoint = make(3)
+    save_checkpoint(tmp_path, checkpoint)
+    older = make(2).units[UNITS[0]]
+    save_checkpoint(tmp_path, replace(checkpoint, round=4, units={UNITS[0]: older}))
+    found = load(tmp_path)
+    assert found is not None
+    assert found.units[UNITS[0]].version == checkpoint.units[UNITS[0]].version
