@@ -20,7 +20,7 @@ from blocks.errors import BadSpan
 from blocks.spans import MAX_BLOCKS, Span
 from peers.config import MAX_MULTIADDR_CHARS, MULTIADDR
 from peers.errors import BadMessage, BadRecord
-from peers.fields import Codec, from_body, integer, optional, raw, several, to_body, wired
+from peers.fields import BOOLEAN, Codec, from_body, integer, optional, raw, several, to_body, wired
 from peers.identity import Identity, peer_id_of, verify
 from peers.network import PeerId
 
@@ -30,7 +30,7 @@ MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
 ROLES = ("host", "trainer", "client", "keeper")
-AWAY = ("", "hand", "hours", "leaving")  # why a peer that has a span serves nobody now; empty while it does
+AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
@@ -137,6 +137,11 @@ class PeerRecord:
     """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks.
 
     `away` is one of `AWAY`: a peer that is away has not the role of a host. Times are DHT times in seconds.
+
+    For placement (see standing.Standing): `capacity` is the most blocks that it can hold, 0 if it says nothing and so
+    stays where it is; `pinned`, that a person chose its span; `since`, when it took its span or promised the one in
+    `moves_to`, which it is going to hold instead or, without the role of a host, is loading; `moved`, that it came
+    there by a move. A newcomer that loads its first span gives that as `span`, too.
     """
 
     kind: ClassVar[str] = "peer"
@@ -155,6 +160,11 @@ class PeerRecord:
     nickname: str = wired(_printable(48), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
     away: str = wired(_AWAY, default="")
+    capacity: int = wired(integer(0, MAX_BLOCKS), default=0)
+    pinned: bool = wired(BOOLEAN, default=False)
+    since: float = wired(_MOMENT, default=0.0)
+    moved: bool = wired(BOOLEAN, default=False)
+    moves_to: Span | None = wired(optional(_SPAN), default=None)
     expires_at: float = wired(_MOMENT)
 
 

@@ -87,7 +87,8 @@ class LiveRouter:
     ) -> None:
         self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
-        self.away: tuple[PeerRecord, ...] = ()
+        self.found: tuple[PeerRecord, ...] = ()
+        """All records of the last look, also of peers that load, or are away."""
         self._directory, self._pool = directory, pool
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
@@ -104,9 +105,8 @@ class LiveRouter:
     async def refresh(self) -> None:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
-            found = await self._directory.find_hosts(self._config.run, self._config.whole)
-            self.records = tuple(record for record in found if "host" in record.roles)
-            self.away = tuple(record for record in found if record.away and "host" not in record.roles)
+            self.found = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
+            self.records = tuple(record for record in self.found if "host" in record.roles)
             asked = dict.fromkeys([*self._to_measure(), *self.health.to_probe(), *self._announced_anew()])
             await asyncio.gather(*(self._probe(peer) for peer in asked))
 

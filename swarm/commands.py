@@ -67,6 +67,7 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 lora_rank=options.lora_rank,
                 keep_bytes=options.keep_megabytes << 20,
                 resume=options.resume,
+                max_blocks=options.max_blocks,
                 max_memory_bytes=options.max_memory_bytes,
                 hours=options.hours,
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from averaging.averager import Averager, Link
@@ -22,11 +23,10 @@ from swarm.company import Surroundings
 from swarm.errors import BadCheckpoint
 from swarm.handing_over import HandingOver
 from swarm.host import Host
-from swarm.loading import HostingConfig, load
+from swarm.loading import HostingConfig, Load, load
 from swarm.pause_file import PauseFile
 from swarm.pausing import HostParts, Pauser, Switch, Withdrawal
 from swarm.rounds import KeeperConfig, RoundKeeper
-from swarm.run_model import find_run_model
 from swarm.run_rules import averaging_config
 from swarm.safekeeping import Safekeeping
 
@@ -50,9 +50,9 @@ class Hosting:
         self.handing, self.pauser = handing, pauser
         self._exchange = exchange
 
-    async def leave(self) -> None:
+    async def leave(self, why: str = "leaving") -> None:
         """Say that this peer goes, then finish what is in flight. Everything must be running still."""
-        await self.pauser.withdrawal.leave()
+        await self.pauser.withdrawal.leave(why)
 
     async def stop(self) -> None:
         """Keep what was learnt, here and with keepers; end the compute thread."""
@@ -76,44 +76,52 @@ class Hosting:
             logger.info("saved what was trained since the last round units=%d", len(folded))
 
 
-async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
-    """See Node.host."""
-    source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
-    host = await load(node, source, config)
-    averaging, network = averaging_config(node.spec), node.network
-    exchange = HivemindExchange(network, network.identity, node.config.run, averaging)
-    await exchange.start()
-    keeper = _round_keeper(node, host, exchange)
-    announcer = Announcer(node, host, config)
-    await keeper.catch_up(is_start=True)
-    logger.info("caught up round=%d", host.round)
-    handing = HandingOver(host, node.pool, keeper.company.others)
-    safe = Safekeeping(
-        host,
-        network.peer_id,
-        keeper.company.others,
-        known=keeper.company.known,
-        max_rounds_ahead=averaging.max_rounds_ahead,
-    )
-    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
-    train, decode, sessions = await _serve(node, host, source)
-    parts = HostParts(
-        me=network.peer_id,
-        host=host,
-        keeper=keeper,
-        announcer=announcer,
-        train=train,
-        decode=decode,
-        sessions=sessions,
-    )
-    state = node.config.state
-    pauser = Pauser(Withdrawal(parts), Switch(file=PauseFile(state), hours=config.hours), state)
-    await pauser.begin()
-    node.spawn(host.run(), "optimizer steps")
-    node.spawn(keeper.run(), "rounds")
-    node.spawn(handing.run(), "units for keepers")
-    node.spawn(pauser.run(), "pauses")
-    return Hosting(parts, announcer, handing, exchange, pauser)
+async def start_hosting(
+    node: Node, chosen: Load, config: HostingConfig, announcer: Announcer
+) -> tuple[Hosting, list[asyncio.Task[None]]]:
+    """Load what was chosen, catch up with its other holders, serve it; the last step is to tell the others. Returns the
+    tasks that serve it, too.
+
+    Raises:
+        BlockError, SwarmError: it cannot be loaded.
+        NetworkFailed: the others cannot be told.
+    """
+    async with AsyncExitStack() as undo:
+        host = await load(node, chosen, config)
+        undo.push_async_callback(asyncio.to_thread, host.close)
+        network = node.network
+        exchange = HivemindExchange(network, network.identity, node.config.run, averaging_config(node.spec))
+        await exchange.start()
+        undo.push_async_callback(exchange.stop)
+        keeper = _round_keeper(node, host, exchange)
+        await keeper.catch_up(is_start=True)
+        logger.info("caught up round=%d", host.round)
+        handing = await _serve_units(node, host, keeper)
+        train, decode, sessions = await _serve(node, host, chosen.source)
+        parts = HostParts(
+            me=network.peer_id,
+            host=host,
+            keeper=keeper,
+            announcer=announcer,
+            train=train,
+            decode=decode,
+            sessions=sessions,
+        )
+        state = node.config.state
+        pauser = Pauser(Withdrawal(parts), Switch(file=PauseFile(state), hours=config.hours), state)
+        await pauser.begin()
+        undo.callback(pauser.close)
+        await announcer.arrived(host)
+        undo.pop_all()
+    works = {
+        "optimizer steps": host.run(),
+        "rounds": keeper.run(),
+        "units for keepers": handing.run(),
+        "pauses": pauser.run(),
+        "session deadlines": _sweep(sessions),
+    }
+    tasks = [node.spawn(work, name) for name, work in works.items()]
+    return Hosting(parts, announcer, handing, exchange, pauser), tasks
 
 
 def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKeeper:
@@ -131,6 +139,20 @@ def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKe
             checkpoint_rounds=node.spec.rounds.checkpoint_rounds,
         ),
     )
+
+
+async def _serve_units(node: Node, host: Host, keeper: RoundKeeper) -> HandingOver:
+    """Answer those who fetch units or give them to keep; returns the other side of the latter."""
+    company = keeper.company
+    safe = Safekeeping(
+        host,
+        node.network.peer_id,
+        company.others,
+        known=company.known,
+        max_rounds_ahead=averaging_config(node.spec).max_rounds_ahead,
+    )
+    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
+    return HandingOver(host, node.pool, company.others)
 
 
 async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate, WorkGate, DecodeService]:
@@ -151,7 +173,6 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate,
     gates = [WorkGate(service, node.network.peer_id, node.traffic.limit) for service in (train, decode)]
     await node.serve(StreamKind.TRAIN, gates[0])
     await node.serve(StreamKind.DECODE, gates[1])
-    node.spawn(_sweep(decode), "session deadlines")
     return gates[0], gates[1], decode
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from swarm.errors import BadConfig, BadJoinString
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
+    from swarm.holding import Holding
     from swarm.hosting import Hosting
     from swarm.loading import HostingConfig
 
@@ -77,8 +78,9 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
-        self.hosting: Hosting | None = None
+        self._holding: Holding | None = None
         self._run_blob = run_blob
+        self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -122,7 +124,8 @@ class Node:
         return self.router
 
     async def host(self, config: HostingConfig) -> Hosting:
-        """Hold a span: load it, catch up with its other holders, serve it, take part in rounds.
+        """Hold a span: load it, catch up with its other holders, serve it, take part in rounds. Where nobody chose the
+        span by hand, this host moves to other blocks when the swarm lacks them more.
 
         Raises:
             BlockError: the model or the span does not fit.
@@ -130,29 +133,43 @@ class Node:
             NetworkFailed: p2pd ended before the swarm could be told.
         """
         # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
-        from swarm.hosting import start_hosting
+        from swarm.holding import Holding
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
-        self.hosting = await start_hosting(self, config)
-        await self.hosting.announcer.announce()  # from here on others can use this host
-        self.spawn(self.hosting.announcer.run(), "announcements")
-        logger.info("holding blocks=%s", self.hosting.host.span)
-        return self.hosting
+        self._holding = Holding(self, config)
+        return await self._holding.begin()
+
+    @property
+    def hosting(self) -> Hosting | None:
+        """What is held now; None also while it is being loaded."""
+        return None if self._holding is None else self._holding.hosting
 
     async def serve(self, kind: str, handler: Handler) -> None:
         """Answer streams of a kind, from other peers and from this one."""
-        server = CallServer(self.hello, handler, self.traffic)
         self.pool.add_local(kind, handler)
+        if kind in self._servers:  # p2pd takes one handler of a kind for good, so another one is put behind it
+            self._servers[kind].handler = handler
+            return
+        self._servers[kind] = server = CallServer(self.hello, handler, self.traffic)
         await self.network.serve_stream(kind, server.serve)
 
-    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """Run a background task until the node stops; its failure ends `wait`."""
-        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        """Run a background task until the node stops, or `end` ends it; its failure ends `wait`."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.append(task)
+        return task
+
+    async def end(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """End some background tasks."""
+        self._tasks = [task for task in self._tasks if task not in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def sealed_record(self) -> bytes:
         """This peer's own record as it was last announced; empty while it holds nothing."""
-        return b"" if self.hosting is None else self.hosting.announcer.sealed
+        return b"" if self._holding is None else self._holding.announcer.sealed
 
     def line(self) -> str:
         """How this peer stands, in one line."""
@@ -169,7 +186,8 @@ class Node:
         """Until a background task fails, or `seconds` have passed; the task's error is raised here."""
         done, _ = await asyncio.wait(self._tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()
+            if not task.cancelled():
+                task.result()
 
     async def stop(self) -> None:
         """Leave: say so and finish what is in flight, checkpoint, close streams, end p2pd. A step that fails does not
@@ -179,10 +197,7 @@ class Node:
             if self.hosting is not None:
                 await self.hosting.leave()
         finally:
-            tasks, self._tasks = self._tasks, []
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.end(self._tasks)
             async with AsyncExitStack() as leaving:
                 leaving.push_async_callback(self.network.stop)
                 leaving.push_async_callback(self.pool.close)

@@ -79,6 +79,7 @@ class JoinOptions(PeerOptions):
     model: str | None = None
     keep_megabytes: int = 1024
     resume: tuple[Path, ...] = ()
+    max_blocks: int | None = None
     max_memory_bytes: int | None = None
     max_send: float = math.inf
     hours: Hours | None = None

@@ -30,6 +30,7 @@ _CLOSED_WORDS = {
     "hand": "this host is paused; try another host",
     "hours": "this host is outside its hours; try another host",
     "leaving": "this host is leaving; try another host",
+    "moving": "this host is going to hold other blocks; try another host",
 }
 
 
@@ -111,7 +112,7 @@ class Withdrawal:
         """
         async with self._lock:
             parts = self._parts
-            if parts.announcer.away == "leaving":
+            if parts.announcer.away in ("leaving", "moving"):
                 return
             async with parts.keeper.turn:
                 await parts.keeper.catch_up()
@@ -120,11 +121,11 @@ class Withdrawal:
             await parts.announcer.announce()
             logger.info("came back round=%d", parts.host.round)
 
-    async def leave(self) -> None:
-        """Step back for good, as far as the network and the time allow."""
+    async def leave(self, why: str = "leaving") -> None:
+        """Step back for good, as far as the network and the time allow; "moving" is from these blocks to others."""
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
-                await self.step_back("leaving", LEAVING)
+                await self.step_back(why, LEAVING)
         except NetworkFailed as error:
             logger.info("left without a word: %s", error)  # p2pd is gone; the record expires by itself
         except TimeoutError:

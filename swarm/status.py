@@ -148,7 +148,7 @@ async def look(node: Node) -> Status:
         hosts=node.router.records,
         progress={record.peer: record for record in progress},
         trainers=tuple(await node.directory.find_trainers(run)),
-        paused=tuple(record for record in node.router.away if record.away in _PAUSED_BY),
+        paused=tuple(record for record in node.router.found if record.away in _PAUSED_BY),
         traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
 

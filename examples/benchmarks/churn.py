@@ -11,8 +11,8 @@ every 30 s for 5 minutes and started again 2 s later, over tokens/s of an undist
 `loss_gap`: the gap of their held-out losses at the end. A quick run has two kills, 20 s apart, and compares with the
 same swarm before the first; its `loss_gap` is the last of the rows.
 
-`last_holder_seconds`: all holders of the first half are killed; from the death of the last one until a step is done.
-`last_holder_healed`: before anybody was started again, which happens after 20 s. `resume_rounds_lost`: rounds lost when
+`last_holder_seconds`: of three hosts that hold half of the model each, the one that holds its half alone is killed; from
+then until a step is done. `last_holder_healed`: before it was started again, which happens after 45 s. `resume_rounds_lost`: rounds lost when
 all processes are killed at once and start again from their directories; `resume_equal`: holders are equal after their
 next round.
 """
@@ -20,6 +20,7 @@ next round.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from parts.chaos_hosts import Layout
 from parts.chaos_swarm import BATCH, SETTINGS, ChaosSwarm, tiny_layout
@@ -28,7 +29,7 @@ from parts.fault_course import HELD_OUT_ROWS, ROWS, STRIKE_AT, calm_losses, gap,
 from parts.faults import ALL_KINDS, Fault, FaultKind, FaultPlan
 from parts.report import Bench, Values, run_parts
 from parts.swarms import CACHE, HALVES, MODEL
-from parts.tiny_model import save_tiny_model
+from parts.tiny_model import BACK, FRONT, save_tiny_model
 
 from swarm.demo_data import pydoc_samples
 from swarm.peer import Peer
@@ -53,7 +54,7 @@ REAL_SETTINGS: Mapping[str, Mapping[str, object]] = {
 
 
 def measure_faults(bench: Bench, kinds: tuple[FaultKind, ...] = ALL_KINDS) -> Values:
-    """A row for each kind, the last holder's death, and everybody's."""
+    """A row for each kind, and everybody's death."""
     root = bench.directory / "faults"
     layout = tiny_layout(root, save_tiny_model(root / "model"), settings=TINY_SETTINGS)
     steps = bench.pick(13, 40)
@@ -74,13 +75,26 @@ def measure_faults(bench: Bench, kinds: tuple[FaultKind, ...] = ALL_KINDS) -> Va
             bench.say(f"{kind}: {rows[kind]}")
         work = Work(rows=ROWS, held_out=HELD_OUT_ROWS)
         found: Values = {"faults": rows, "survivors_equal": all(row["survivors_equal"] for row in rows.values())}
-        found |= kill_last_holder(bench, swarm, trainer, work)
         found |= kill_everybody(bench, swarm, ("trainer", "trainer-again"), work)
     finally:
         swarm.close()
     if bench.quick:
         found["loss_gap"] = rows[kinds[-1]]["loss_gap"]
     return found
+
+
+def measure_last_holder(bench: Bench) -> Values:
+    """Three hosts that choose their blocks themselves: two hold the same, the third the rest alone."""
+    root = bench.directory / "last"
+    model = save_tiny_model(root / "model")
+    layout = tiny_layout(root, model, spans={"a": FRONT, "b": BACK, "c": FRONT}, settings=TINY_SETTINGS)
+    swarm = ChaosSwarm(root / "swarm", replace(layout, extra=("--blocks", "auto", "--max-blocks", str(len(FRONT)))))
+    try:
+        swarm.start_all()
+        trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
+        return kill_last_holder(bench, swarm, trainer, Work(rows=ROWS, held_out=HELD_OUT_ROWS))
+    finally:
+        swarm.close()
 
 
 def measure_churn(bench: Bench) -> Values:
@@ -145,4 +159,4 @@ def _kept(calm: float, churn: float) -> Values:
 
 
 if __name__ == "__main__":
-    run_parts(__doc__, {"faults": measure_faults, "churn": measure_churn})
+    run_parts(__doc__, {"faults": measure_faults, "last_holder": measure_last_holder, "churn": measure_churn})

@@ -30,6 +30,7 @@ class _Given(PeerGiven):
     model: str | None
     keep_mb: int
     resume: tuple[Path, ...]
+    max_blocks: int | None
     max_memory: str | None
     max_bandwidth: str | None
     hours: str | None
@@ -49,7 +50,13 @@ Examples:
 lets it rest.""",
 )
 @peer_options
-@click.option("--blocks", default="auto", show_default=True, metavar="auto|A:B", help="Which blocks to hold.")
+@click.option(
+    "--blocks",
+    default="auto",
+    show_default=True,
+    metavar="auto|A:B",
+    help="Which blocks to hold; auto: what the swarm lacks most, now and later.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="To compute in; auto: the run's."
@@ -63,6 +70,7 @@ lets it rest.""",
 @click.option(
     "--lora-rank", type=click.IntRange(0), default=0, help="Train a smaller rank than the run's (merging 'power' only)."
 )
+@click.option("--max-blocks", type=click.IntRange(1), help="Hold so many blocks at most; which ones may change.")
 @click.option("--max-memory", metavar="SIZE", help="For all of this process, such as 4GB; on a GPU, of its memory.")
 @click.option("--max-bandwidth", metavar="RATE", help="What this peer sends at most, such as 20Mbit or 2.5MB/s.")
 @click.option("--hours", metavar="H-H", help="Take part only then, in local time: 22-07, or 22:30-07:15,12-13.")
@@ -95,6 +103,7 @@ def command(**given: Unpack[_Given]) -> None:
             model=given["model"],
             keep_megabytes=given["keep_mb"],
             resume=given["resume"],
+            max_blocks=given["max_blocks"],
             max_memory_bytes=None if given["max_memory"] is None else parse_memory(given["max_memory"]),
             max_send=math.inf if given["max_bandwidth"] is None else parse_bandwidth(given["max_bandwidth"]),
             hours=None if given["hours"] is None else parse_hours(given["hours"]),

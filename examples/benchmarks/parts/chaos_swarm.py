@@ -189,12 +189,13 @@ class ChaosSwarm(ChaosHosts):
 
     def units(self, name: str) -> dict[int, UnitState]:
         """All units of a host, fetched from it."""
+        span = self.records()[name].span
 
         async def fetch() -> dict[int, UnitState]:
             fetching = Fetching(digest=unit_digest, seconds=20.0)
             states = [
                 fetch_unit(self.eye.node.pool, self.ids[name], unit_of("default", block), fetching)
-                for block in self.hosts[name].host.span.blocks()
+                for block in span.blocks()
             ]
             return {int(state.unit.rpartition(".")[2]): state for state in await asyncio.gather(*states)}
 
@@ -202,8 +203,9 @@ class ChaosSwarm(ChaosHosts):
 
     def digests(self) -> dict[int, dict[str, bytes]]:
         """By block, the digest at every living holder."""
+        names = self.alive
         with ThreadPoolExecutor(4) as pool:
-            found = dict(zip(self.alive, pool.map(self.units, self.alive), strict=True))
+            found = dict(zip(names, pool.map(self.units, names), strict=True))
         return {
             block: {name: units[block].digest for name, units in found.items() if block in units}
             for block in range(self.layout.num_blocks)
