@@ -11,10 +11,10 @@ every 30 s for 5 minutes and started again 2 s later, over tokens/s of an undist
 `loss_gap`: the gap of their held-out losses at the end. A quick run has two kills, 20 s apart, and compares with the
 same swarm before the first; its `loss_gap` is the last of the rows.
 
-`last_holder_seconds`: of three hosts that hold half of the model each, the one that holds its half alone is killed; from
-then until a step is done. `last_holder_healed`: before it was started again, which happens after 45 s. `resume_rounds_lost`: rounds lost when
-all processes are killed at once and start again from their directories; `resume_equal`: holders are equal after their
-next round.
+`last_holder_seconds`: of three hosts that hold half of the model each, the one that holds its half alone is killed;
+from then until a step is done. `last_holder_healed`: before it was started again, which happens after 45 s.
+`resume_rounds_lost`: rounds lost when all processes are killed at once and start again from their directories;
+`resume_equal`: holders are equal after their next round.
 """
 
 from __future__ import annotations
