@@ -70,7 +70,7 @@ def best_throughput(standings: Sequence[Standing], num_blocks: int) -> float:
         BadSpan: `num_blocks` is not a number of blocks that a model has.
     """
     check_num_blocks(num_blocks)
-    rooms = np.array([min(one.room, num_blocks) for one in standings], dtype=np.float64)
+    rooms = np.minimum([one.room for one in standings], num_blocks).astype(np.float64)
     rates = np.array([one.block_rate for one in standings], dtype=np.float64)
     if rooms.sum() < num_blocks:
         return 0.0
@@ -94,6 +94,7 @@ def even_levels(spans: Spans, num_blocks: int) -> Floats:
     np.add.at(change, spans.starts, shares)
     np.add.at(change, spans.ends, -shares)
     levels: Floats = np.cumsum(change)[:-1]
+    levels[levels < _ROUNDING * spans.rates.sum()] = 0.0
     return levels
 
 
@@ -129,8 +130,7 @@ def flows(inside_KAB: Floats, counted_KN: Floats) -> Floats:
 
 def _flow_through_stretches(inside_KAB: Floats, counted_KN: Floats) -> Floats:
     """The least flow through any set of blocks without a gap: an upper bound, often the answer."""
-    num_placements, num_bounds = inside_KAB.shape[:2]
-    before_KA = np.concatenate([np.zeros((num_placements, 1)), np.cumsum(counted_KN, axis=1)], axis=1)
+    before_KA = np.concatenate([np.zeros((len(inside_KAB), 1)), np.cumsum(counted_KN, axis=1)], axis=1)
     size_KAB = before_KA[:, None, :] - before_KA[:, :, None]
     elsewhere_KAB = inside_KAB[:, 0, :, None] + inside_KAB[:, :, -1][:, None, :]
     total_K11 = inside_KAB[:, :1, -1:]

@@ -25,12 +25,13 @@ View = tuple[Standing, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """What is simulated. Speeds and capacities are drawn evenly on a logarithmic scale, independently; times in seconds.
+    """What is simulated. Speeds and capacities are drawn evenly on a logarithmic scale, each by itself.
 
     `leaving_per_hour` of the hosts leave in an hour, all without a word, and `joining_per_hour` (of `num_peers`) come.
     A death shows in the records after `dead_seconds`, and each look at records shows them as they were `stale_seconds`
     ago at most; a look at records anew, before a move, `fresh_seconds` at most. Loading takes `loading_seconds` and
-    `block_seconds` for each block that was not there; until then the host serves nothing.
+    `block_seconds` for each block that was not there; until then the host serves nothing. When a quarter of the time is
+    over, all hosts of `hole` die at once, if there is one.
     """
 
     num_peers: int
@@ -48,17 +49,23 @@ class World:
     block_seconds: float = 2.0
     poll_seconds: int = 10
     warmup_hours: float = 0.5
+    hole: Span | None = None
     rules: MovingRules = field(default_factory=MovingRules)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What came of it. Throughputs are means over time, as shares of the best possible at each moment."""
+    """What came of it. Throughputs are means over time, as shares of the best possible at each moment.
+
+    `uncovered_seconds` counts those in which some block had no host though there was room for all blocks somewhere;
+    `recovery_seconds`, from the hole on until throughput was 90% of the best of those who were left, is 0 without one.
+    """
 
     throughput_of_best: float
-    even_throughput_of_best: float
+    even_of_best: float
     moves_per_peer_hour: float
     uncovered_seconds: float
+    recovery_seconds: float
     given_up: int
     gap_moves: int
     balance_moves: int
@@ -83,6 +90,7 @@ class Swarm:
         self._given_up = 0
         self._sums = {"seconds": 0.0, "flow": 0.0, "even": 0.0, "uncovered": 0.0}
         self._least = 1.0
+        self._holed = self._recovered = 0.0
 
     def run(self) -> Outcome:
         """Let the swarm assemble, let half an hour of churn pass, then measure."""
@@ -104,13 +112,16 @@ class Swarm:
         self._given_up = 0
         self._sums = dict.fromkeys(self._sums, 0.0)
         self._least = 1.0
+        if self._world.hole is not None:
+            self._after(self._world.hours * 900, self._open_hole)
         self._play((self._world.warmup_hours + self._world.hours) * 3600)
         seconds = self._sums["seconds"]
         return Outcome(
             throughput_of_best=self._sums["flow"] / seconds,
-            even_throughput_of_best=self._sums["even"] / seconds,
+            even_of_best=self._sums["even"] / seconds,
             moves_per_peer_hour=len(self._moves) / self._world.num_peers / self._world.hours,
             uncovered_seconds=self._sums["uncovered"],
+            recovery_seconds=self._recovered - self._holed if self._holed else 0.0,
             given_up=self._given_up,
             gap_moves=sum(move.reason == "gap" for move in self._moves),
             balance_moves=sum(move.reason == "balance" for move in self._moves),
@@ -136,15 +147,18 @@ class Swarm:
             self._sums["even"] += even
             self._sums["uncovered"] += flow == 0
             self._least = min(self._least, flow)
+            if self._holed and self._recovered <= self._holed and flow >= 0.9:
+                self._recovered = self._now
             self._now += 1
 
     def _measure(self) -> tuple[float, float]:
         """Throughput and the least even level now, as shares of the best that all who are here could do."""
         blocks = self._world.num_blocks
-        serving = [replace(one, moves_to=None) for one in self._alive.values() if one.serving]
+        serving = [one for one in self._alive.values() if one.serving]
+        serving = [one if one.moves_to is None else replace(one, moves_to=None) for one in serving]
         best = best_throughput(list(self._alive.values()), blocks)
-        if not serving or best == 0:
-            return 0.0, 0.0
+        if best == 0:
+            return 1.0, 1.0  # no room for all blocks: nothing is the best there is
         return throughput(serving, blocks) / best, float(even_levels(spans_of(serving), blocks).min()) / best
 
     def _join(self) -> None:
@@ -160,8 +174,16 @@ class Swarm:
         self._after(self._joining_seconds(), self._join)
 
     def _die(self, peer: PeerId) -> None:
-        del self._alive[peer]
+        if self._alive.pop(peer, None) is None:
+            return
         self._after(self._rng.uniform(*self._world.dead_seconds), lambda: self._forget(peer))
+
+    def _open_hole(self) -> None:
+        assert self._world.hole is not None
+        self._holed = self._recovered = self._now
+        for peer, one in list(self._alive.items()):
+            if any(block in one.span for block in self._world.hole.blocks()):
+                self._die(peer)
 
     def _forget(self, peer: PeerId) -> None:
         self._records.pop(peer, None)
@@ -266,4 +288,3 @@ class Swarm:
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._count += 1
         heapq.heappush(self._agenda, (self._now + seconds, self._count, act))
-
