@@ -134,13 +134,9 @@ async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
     source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, spec.model.compute_dtype, device)
-    span = config.span or pick_span(
-        node.router.records,
-        source.num_blocks,
-        _affordable(source, dtype, config.quantize),
-        me=node.network.peer_id,
-        now=node.network.dht_time(),
-    )
+    room, me = _affordable(source, dtype, config.quantize), node.network.peer_id
+    now = node.network.dht_time()
+    span = config.span or pick_span(node.router.records, source.num_blocks, room, me=me, now=now)
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     await asyncio.to_thread(check_weights, source, spec, span.blocks())

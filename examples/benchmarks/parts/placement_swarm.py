@@ -31,7 +31,8 @@ class World:
     A death shows in the records after `dead_seconds`, and each look at records shows them as they were `stale_seconds`
     ago at most; a look at records anew, before a move, `fresh_seconds` at most. Loading takes `loading_seconds` and
     `block_seconds` for each block that was not there; until then the host serves nothing. When a quarter of the time is
-    over, all hosts of `hole` die at once, if there is one.
+    over, all hosts of `hole` die at once, if there is one. Without `placed`, newcomers hold as much as they can of the
+    model from anywhere on, and nobody moves.
     """
 
     num_peers: int
@@ -50,6 +51,7 @@ class World:
     poll_seconds: int = 10
     warmup_hours: float = 0.5
     hole: Span | None = None
+    placed: bool = True
     rules: MovingRules = field(default_factory=MovingRules)
 
 
@@ -96,13 +98,7 @@ class Swarm:
         """Let the swarm assemble, let half an hour of churn pass, then measure."""
         for _ in range(self._world.num_peers):
             newcomer = self._newcomer()
-            span = pick_among(
-                tuple(self._records.values()),
-                self._world.num_blocks,
-                newcomer.capacity,
-                me=newcomer.peer,
-                block_rate=newcomer.block_rate,
-            )
+            span = self._pick(newcomer, tuple(self._records.values()))
             self._alive[newcomer.peer] = self._records[newcomer.peer] = replace(newcomer, span=span)
             self._plan_end(newcomer.peer)
         self._note()
@@ -163,15 +159,19 @@ class Swarm:
 
     def _join(self) -> None:
         newcomer = self._newcomer()
-        view = tuple(one for one in self._look(self._world.stale_seconds))
-        span = pick_among(
-            view, self._world.num_blocks, newcomer.capacity, me=newcomer.peer, block_rate=newcomer.block_rate
-        )
+        span = self._pick(newcomer, self._look(self._world.stale_seconds))
         self._alive[newcomer.peer] = replace(newcomer, span=span, moves_to=span, serving=False)
         self._publish(newcomer.peer)
         self._plan_end(newcomer.peer)
         self._after(self._load_seconds(len(span)), lambda: self._serve(newcomer.peer))
         self._after(self._joining_seconds(), self._join)
+
+    def _pick(self, newcomer: Standing, view: View) -> Span:
+        blocks, capacity = self._world.num_blocks, newcomer.capacity
+        if self._world.placed:
+            return pick_among(view, blocks, capacity, me=newcomer.peer, block_rate=newcomer.block_rate)
+        start = self._rng.randint(0, blocks - min(blocks, capacity))
+        return Span(start, min(blocks, start + capacity))
 
     def _die(self, peer: PeerId) -> None:
         if self._alive.pop(peer, None) is None:
@@ -217,6 +217,8 @@ class Swarm:
 
     def _poll(self) -> None:
         """Everybody whose second it is asks whether to move. Views of the same age elect the same peer."""
+        if not self._world.placed:
+            return
         for peer in self._turns[int(self._now) % self._world.poll_seconds]:
             one = self._alive.get(peer)
             if one is None or not one.serving or one.moves_to is not None:
