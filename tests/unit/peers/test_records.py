@@ -48,12 +48,8 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 
 
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
-<<<<<<< HEAD
     host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
-=======
-    host = replace(peer_record(ann.peer, Span(0, 15)), keeps=(Span(20, 22),), roles=("host", "trainer"))
     host = replace(host, capacity=20, pinned=True, since=990.0, moved=True, moves_to=Span(3, 9))
->>>>>>> placement
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
     for away in AWAY:
         rests = replace(host, roles=(), away=away)
@@ -167,9 +163,6 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("software", 5),
         ("dtype", "F32; rm"),
         ("roles", ["king"]),
-<<<<<<< HEAD
-=======
-        ("keeps", [[0, 1]] * 17),
         ("capacity", -1),
         ("capacity", 4097),
         ("pinned", 1),
@@ -177,7 +170,6 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("since", -1.0),
         ("moved", "yes"),
         ("moves_to", [3, 3]),
->>>>>>> placement
         ("peer", "0OIl"),
         ("run", "a/b"),
         ("expires_at", float("inf")),
