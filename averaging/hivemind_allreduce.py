@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from hivemind.averaging.allreduce import AllReduceRunner
@@ -32,17 +32,21 @@ from averaging.hivemind_wire import Numbered, Senders, Wire
 from averaging.part_message import PartMessage
 from averaging.parts import ClassParts, Debts, Stretch, part_bytes, stretches
 from peers.network import PeerId
+from peers.send_limit import SendLimit
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a run's calls are made and served: the node, the class that registered them, and the run's namespace."""
+    """Where a run's calls are made and served: the node, the class that registered them, and the run's namespace;
+    and how much this peer may send.
+    """
 
     p2p: P2P
     servicer_type: type
     namespace: str
+    limit: SendLimit = field(default_factory=SendLimit)
 
 
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
@@ -92,7 +96,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self._seconds, self._stall_seconds = config.reduce_seconds, config.stall_seconds
         self._senders = Senders(set(self.sender_peer_ids) - {self.peer_id} if shapes else ())
         self._judge = Judge(self.tensor_part_reducer, self._senders)
-        self._wire = Wire(self._codec, self.ordered_peer_ids, config.max_update)
+        self._wire = Wire(self._codec, self.ordered_peer_ids, config.max_update, place.limit)
 
     async def reduce(self) -> Reduced:
         """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
@@ -153,7 +157,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 part_index += 1
                 if part_index == num_parts:
                     self._senders.serve(self.sender_peer_ids[sender_index])
-                yield self._wire.sent(summed.message)
+                yield await self._wire.sent(summed.message)
                 if part_index == num_parts:
                     return  # and do not wait for the stream's end, which may come late
         raise StreamEnded(f"sent {part_index} of {num_parts} parts")
@@ -226,7 +230,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         mine = as_aiter(*self._parts.by_reducer[peer_index])
         async with contextlib.aclosing(amap_in_executor(self._encoded, mine, max_prefetch=1)) as messages:
             async for message in messages:
-                yield self._wire.sent(message)
+                yield await self._wire.sent(message)
 
     def _encoded(self, stretch: Stretch) -> PartMessage:
         data = self._codec.encode(stretch.of(self._debts.vector))

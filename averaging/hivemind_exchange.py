@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from hivemind.averaging.group_info import GroupInfo
@@ -28,6 +29,7 @@ from averaging.registry import Registry
 from averaging.shuffle import Shuffle
 from peers.identity import verify
 from peers.network import PeerId
+from peers.send_limit import SendLimit
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +55,21 @@ class HivemindNode(Protocol):
 class HivemindExchange:
     """`averaging.exchange.Exchange` for one run. Call `start` before the first round and `stop` at the end."""
 
-    def __init__(self, network: HivemindNode, identity: signing.Signer, run: str, config: AveragingConfig) -> None:
+    def __init__(
+        self,
+        network: HivemindNode,
+        identity: signing.Signer,
+        run: str,
+        config: AveragingConfig,
+        limit: SendLimit | None = None,
+    ) -> None:
+        """`limit` is over all that this peer sends."""
         if not run or "." in run:
             raise ValueError(f"run '{run}' cannot name a namespace; use a name without dots")
         self._network = network
         self._identity = identity
         self._run = run
-        self._config = config
+        self._config, self._limit = config, limit or SendLimit()
         early = min(_EARLY_SECONDS, config.read_seconds + config.reduce_seconds)
         self._runners: Registry[ClassRunner] = Registry(seconds=early)
         self._ballots: Registry[Ballot] = Registry(seconds=early)
@@ -167,10 +177,10 @@ class HivemindExchange:
         if work.vector is None:
             raise RoundFailed(f"no tensors here for {len(units)} units from {units[0]}")
         return ClassRunner(
-            place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run),
+            place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run, limit=self._limit),
             work=work,
             peer_fractions=planning.fractions(work.unit_class.holders, group.contributions),
-            config=self._config,
+            config=replace(self._config, part_bytes=planning.part_bytes(group.contributions, self._config)),
         )
 
     def _close(self) -> None:

@@ -17,6 +17,7 @@ from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_reducer import PartCodec, Piece
 from averaging.part_message import PartMessage
 from averaging.parts import Stretch
+from peers.send_limit import SendLimit
 
 Numbered = tuple[PartMessage, Stretch]
 """A message, and which part of the class it must be."""
@@ -27,9 +28,9 @@ FRAME_BYTES = 9  # hivemind puts a mark and a length before each message
 class Wire:
     """What one class's messages carry: checked, decoded and counted, those sent as well as those received."""
 
-    def __init__(self, codec: PartCodec, holders: Sequence[PeerID], max_update: float) -> None:
+    def __init__(self, codec: PartCodec, holders: Sequence[PeerID], max_update: float, limit: SendLimit) -> None:
         self.bytes_sent = 0
-        self._codec, self._holders, self._max_update = codec, holders, max_update
+        self._codec, self._holders, self._max_update, self._limit = codec, holders, max_update, limit
         self._received: list[int] = []  # of each part; threads append to it
 
     @property
@@ -37,8 +38,9 @@ class Wire:
         """With what is around each part."""
         return sum(self._received)
 
-    def sent(self, message: PartMessage) -> PartMessage:
-        """Count a message, and hand it on."""
+    async def sent(self, message: PartMessage) -> PartMessage:
+        """Count a message, and hand it on as soon as this peer's limit lets it go."""
+        await self._limit.take(message.num_bytes + FRAME_BYTES)
         self.bytes_sent += message.num_bytes + FRAME_BYTES
         return message
 

@@ -19,6 +19,7 @@ from blocks.spans import UnitId
 from peers.network import PeerId
 
 _USUAL_MEGABITS_PER_SECOND = 100.0
+_LEAST_PART_BYTES = 2**14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +90,12 @@ def fractions(holders: Sequence[PeerId], contributions: Iterable[Contribution]) 
     }
     total = sum(speeds.values())
     return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in holders)
+
+
+def part_bytes(contributions: Iterable[Contribution], config: AveragingConfig) -> int:
+    """How large the parts of a class are at most: a second of the slowest link that is known, so that none stalls."""
+    known = [entry.megabits_per_second for entry in contributions if _is_bandwidth(entry.megabits_per_second)]
+    return max(_LEAST_PART_BYTES, min([config.part_bytes, *(int(megabits * 125_000) for megabits in known)]))
 
 
 def shares_of(brought: Sequence[Brought], recipe: Recipe) -> tuple[float, ...]:

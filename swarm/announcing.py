@@ -43,6 +43,8 @@ class Announcer:
         self.away = ""
         """Why this peer is no host now, one of peers.records.AWAY."""
         self._node, self._nickname = node, nickname
+        self._stood = place.since, place.moved
+        self._speeds = 0.0, 0.0  # through the span that is told; a host that moves is as fast as it was
 
     async def run(self) -> None:
         """Announce again until cancelled; the first time was before."""
@@ -61,8 +63,11 @@ class Announcer:
             NetworkFailed: they cannot be told.
         """
         place = self.place
-        if span is not None:
-            place.since = self._node.network.dht_time()
+        if span is None:
+            place.since, place.moved = self._stood
+        else:
+            self._stood = place.since, place.moved
+            place.since, place.moved = self._node.network.dht_time(), True
         place.moves_to = span
         await self.announce()
 
@@ -73,8 +78,8 @@ class Announcer:
             NetworkFailed: they cannot be told.
         """
         place, self.host = self.place, host
-        place.moved = place.moved or host.span != place.span
         place.span, place.moves_to, place.since = host.span, None, self._node.network.dht_time()
+        self._speeds = host.tokens_per_second, host.backward_tokens_per_second
         await self.announce()
 
     async def announce(self) -> None:
@@ -89,8 +94,8 @@ class Announcer:
             run=node.config.run,
             peer=node.network.peer_id,
             span=place.span,
-            tokens_per_second=0.0 if host is None else host.tokens_per_second,
-            backward_tokens_per_second=0.0 if host is None else host.backward_tokens_per_second,
+            tokens_per_second=self._speeds[0],
+            backward_tokens_per_second=self._speeds[1],
             queue_seconds=0.0 if host is None else _queue_seconds(host),
             round=self._round(),
             cache_free_bytes=0 if host is None else max(0, host.caches.free_bytes),

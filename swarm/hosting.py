@@ -90,7 +90,8 @@ async def start_hosting(
         host = await load(node, chosen, config)
         undo.push_async_callback(asyncio.to_thread, host.close)
         network = node.network
-        exchange = HivemindExchange(network, network.identity, node.config.run, averaging_config(node.spec))
+        averaging, limit = averaging_config(node.spec), node.traffic.limit
+        exchange = HivemindExchange(network, network.identity, node.config.run, averaging, limit)
         await exchange.start()
         undo.push_async_callback(exchange.stop)
         keeper = _round_keeper(node, host, exchange)

@@ -16,6 +16,7 @@ from averaging.recipe import CODECS, Recipe
 from averaging.unit_round import UnitInput, UnitRules
 from blocks.spans import Span, UnitId, unit_of
 from peers.config import NetworkConfig
+from peers.send_limit import BURST_SECONDS, SendLimit
 from tests.integration.averaging.round_nodes import CONFIG, Member, address_of, member, members
 from tests.link import LOOPBACK, Link, free_port
 
@@ -187,3 +188,21 @@ async def test_the_bytes_that_a_round_counts_are_those_that_the_wire_carried(tmp
         assert bob_done.bytes_received == ann_done.bytes_sent
     finally:
         await link.close()
+
+
+async def test_a_send_limit_holds_back_the_all_reduce_and_the_round_is_right(tmp_path):
+    rate = 400_000  # bytes per second; parts follow it, so that none is silent for long
+    limited = type("Limited", (HivemindExchange,), {"__init__": lambda self, *args: _limit(self, rate, *args)})
+    async with members(tmp_path, [Span(0, 3)] * 2, [HivemindExchange, limited]) as peers:
+        began = time.monotonic()
+        outcomes = await play(peers, 1)
+        seconds = time.monotonic() - began
+        assert not any(outcome.kept for outcome in outcomes)
+        assert_equal_to_the_bit(outcomes)
+        exact, found = mean_of(peers, UNIT, "A"), outcomes[0].applied[UNIT].tensors["A"]
+        assert torch.allclose(found, exact, rtol=1e-5, atol=1e-6)
+        assert seconds >= outcomes[1].bytes_sent / rate - BURST_SECONDS - 1.0  # the first message goes in debt
+
+
+def _limit(exchange, rate, *args):
+    HivemindExchange.__init__(exchange, *args, SendLimit(rate))

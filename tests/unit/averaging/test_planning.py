@@ -347,3 +347,18 @@ def test_a_robust_rule_waits_for_as_many_updates_as_it_needs_and_splits_classes_
     idle_in_one = bring("z", [], units={UNIT: Brought(samples=1.0), unit_of("default", 1): Brought(samples=0.0)})
     plan = planning.plan(group_of(*[bring(name, [0, 1]) for name in "abcde"], idle_in_one), "a", config)
     assert len(plan.classes) == (1 if rule == "none" else 2)
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ([0.0, 0.0], 2**20),  # nobody knows its link
+        ([100.0, 0.0], 2**20),
+        ([0.8, 100.0], 100_000),
+        ([1e-3, 100.0], 2**14),  # not smaller, or headers would be what is sent
+        ([math.nan, -1.0, math.inf], 2**20),
+    ],
+)
+def test_parts_are_no_larger_than_a_second_of_the_slowest_link_that_is_known(links: list[float], expected: int):
+    group = [bring(name, [0], megabits_per_second=link) for name, link in zip("abc", links, strict=False)]
+    assert planning.part_bytes(group, CONFIG) == expected
