@@ -171,6 +171,14 @@ def test_an_uneven_swarm_is_evened_out_by_one_move_at_a_time_and_then_stands() -
     assert all(next_move(swarm, 30, NOW + hour * 3600) is None for hour in range(24, 48))
 
 
+def test_two_equally_weak_places_are_strengthened_one_after_the_other() -> None:
+    swarm = [host(f"a{place}", Span(0, 1)) for place in range(9)]
+    swarm += [host("b", Span(1, 2)), host("c", Span(2, 3), 9.0, pinned=True), host("d", Span(3, 4))]
+    after, moves = settle(swarm, 4)
+    assert {move.span for move in moves} == {Span(1, 2), Span(3, 4)}
+    assert throughput(after, 4) >= 3 > throughput(swarm, 4) == 1
+
+
 def test_a_good_placement_is_left_alone() -> None:
     assert next_move(hosts([(0, 15), (15, 30)] * 2), 30, NOW) is None
     assert next_move(hosts([(0, 30)] * 3), 30, NOW) is None
