@@ -229,10 +229,10 @@ class Soak:
 
     def _say(self, seconds: float) -> None:
         newest = max(self.rounds.newest.values(), default=0)
-        now = self._usage()
+        now, lost = self._usage(), self.watch.lost_seconds(time.monotonic())
         say(
             f"{seconds:6.0f} s  {self.struck.total()} faults, round {newest}, {self.watch.samples} samples, "
-            f"{self.watch.lost_seconds(time.monotonic()):.0f} s lost, {len(self._free())} hosts whole, {now.megabytes:.0f} MB, "
+            f"{lost:.0f} s lost, {len(self._free())} hosts whole, {now.megabytes:.0f} MB, "
             f"{now.files} files, {now.processes} processes",
             highlight=False,
         )
