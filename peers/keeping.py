@@ -53,7 +53,9 @@ class Hosts:
 
 def keepers_of(unit: UnitId, holders: Collection[PeerId], hosts: Collection[PeerId]) -> tuple[PeerId, ...]:
     """Which hosts keep a unit: those whose hash with it is highest, so that few change when peers come and go."""
-    lacking = max(0, ENOUGH_COPIES - len(holders))
+    lacking = ENOUGH_COPIES - len(holders)
+    if lacking <= 0:
+        return ()
     able = sorted(set(hosts) - set(holders), key=lambda peer: _score(unit, peer), reverse=True)
     return tuple(able[:lacking])
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from blocks.spans import Span
+from peers.network import PeerId
 from peers.placement import common_pace, suited_length
 from peers.standing import Standing
 from peers.throughput import Floats, Spans, even_levels, flows, rates_inside, spans_of
@@ -39,13 +41,12 @@ class Everybody:
         """Put standings in order and count holders."""
         ordered = sorted(standings, key=lambda one: one.peer)
         spans = spans_of(ordered)
-        serving = [one for one in ordered if one.serving]
-        first = np.array([max(one.span.start, one.goal.start) for one in serving], dtype=np.int64)
-        last = np.array([min(one.span.end, one.goal.end) for one in serving], dtype=np.int64)
-        stays = _counts(first, np.maximum(first, last), num_blocks)
-        return Everybody(
-            standings=ordered, spans=spans, stays_N=stays, gap_N=_counts(spans.starts, spans.ends, num_blocks) == 0
-        )
+        gap = _counts(spans.starts, spans.ends, num_blocks) == 0
+        serving = np.array([one.serving for one in ordered], dtype=np.bool_)
+        starts = np.maximum(spans.starts, np.array([one.span.start for one in ordered], dtype=np.int64))[serving]
+        ends = np.minimum(spans.ends, np.array([one.span.end for one in ordered], dtype=np.int64))[serving]
+        stays = _counts(starts, np.maximum(starts, ends), num_blocks)
+        return Everybody(standings=ordered, spans=spans, stays_N=stays, gap_N=gap)
 
     @property
     def num_blocks(self) -> int:
@@ -78,9 +79,11 @@ def choices_of(everybody: Everybody, movers: Sequence[int], keep: int) -> Choice
     No move leaves a block that fewer than `keep` others serve and stay at. While there are gaps, only moves that fill
     as much of them as any can.
     """
+    if not movers:
+        return None
     place_M = np.array(movers, dtype=np.int64)
     start_S = np.arange(everybody.num_blocks)
-    kept_M = np.array([_kept(everybody, place, keep) for place in movers])
+    kept_M = np.array([kept(everybody.standings[place].span, everybody.stays_N, keep) for place in movers])
     gaps_before = np.concatenate([[0], np.cumsum(everybody.gap_N)])
     found: list[Choices] = []
     for length_M in _lengths(everybody, movers):
@@ -108,6 +111,29 @@ def choices_of(everybody: Everybody, movers: Sequence[int], keep: int) -> Choice
     if not len(every.cost_C) or (everybody.gap_N.any() and most == 0):
         return None
     return every.take(np.argsort(every.cost_C, kind="stable")[:_FINALISTS])
+
+
+def choice_of(everybody: Everybody, peer: PeerId, span: Span) -> Choices:
+    """The one move of `peer`, who is among everybody, to `span`."""
+    place_C = np.array([next(place for place, one in enumerate(everybody.standings) if one.peer == peer)])
+    start_C, end_C = np.array([span.start]), np.array([span.end])
+    end_MS = np.minimum(np.arange(everybody.num_blocks) + len(span), everybody.num_blocks)[None]
+    return Choices(
+        place_C=place_C,
+        start_C=start_C,
+        end_C=end_C,
+        filled_C=np.array([everybody.gap_N[span.start : span.end].sum()]),
+        cost_C=_costs(everybody, place_C, end_C - start_C, end_MS)[:, span.start],
+    )
+
+
+def kept(span: Span, stays_N: Ints, keep: int = 1) -> tuple[int, int]:
+    """The stretch of its span that a host may not leave, as fewer than `keep` others stay there; (N, 0) if none.
+
+    `stays_N` is how many hosts stay at each block, this one among them.
+    """
+    few = np.flatnonzero(stays_N[span.start : span.end] - 1 < keep)
+    return (span.start + int(few[0]), span.start + int(few[-1]) + 1) if len(few) else (len(stays_N), 0)
 
 
 def throughput_after(everybody: Everybody, choices: Choices) -> Floats:
@@ -147,7 +173,7 @@ def _inside(start_C: Ints, end_C: Ints, num_blocks: int) -> npt.NDArray[np.bool_
 
 
 def _lengths(everybody: Everybody, movers: Sequence[int]) -> list[Ints]:
-    """Numbers of blocks worth trying for each mover: as now, as suits its speed, enough for a gap, widened to it."""
+    """Numbers of blocks worth trying for each mover: as now, as suits its speed; for a gap also more."""
     standings = [everybody.standings[place] for place in movers]
     most = np.array([min(one.capacity, everybody.num_blocks) for one in standings])
     as_now = np.minimum(most, [len(one.span) for one in standings])
@@ -158,18 +184,11 @@ def _lengths(everybody: Everybody, movers: Sequence[int]) -> list[Ints]:
     if len(gap):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], everybody.gap_N.astype(np.int64), [0]])))
         longest = int((edges[1::2] - edges[::2]).max())
-        tried.append(np.minimum(most, np.maximum(suited, longest)))
+        tried += [np.minimum(most, np.maximum(suited, longest)), most]
         starts = np.array([min(one.span.start, gap[0]) for one in standings])
         ends = np.array([max(one.span.end, gap[-1] + 1) for one in standings])
         tried.append(np.where(ends - starts <= most, ends - starts, as_now))
     return tried
-
-
-def _kept(everybody: Everybody, place: int, keep: int) -> tuple[int, int]:
-    """The stretch of its span that a host may not leave, as fewer than `keep` others stay there; (N, 0) if none."""
-    span = everybody.standings[place].span
-    few = np.flatnonzero(everybody.stays_N[span.start : span.end] - 1 < keep)
-    return (span.start + int(few[0]), span.start + int(few[-1]) + 1) if len(few) else (everybody.num_blocks, 0)
 
 
 def _costs(everybody: Everybody, place_M: Ints, length_M: Ints, end_MS: Ints) -> Floats:

@@ -51,8 +51,10 @@ def pick_among(
     """As `pick_span`, next to hosts whose standings are known; `length` and `num_blocks` are positive."""
     level = [0.0] * num_blocks
     for one in sorted(others, key=lambda known: known.peer):  # one order of summing: equal sums are equal bits
-        for block in one.goal.blocks():
-            level[block] += one.block_rate / len(one.goal)
+        goal = one.goal
+        share = one.block_rate / len(goal)
+        for block in goal.blocks():
+            level[block] += share
     length = min(length, num_blocks)
     if block_rate is not None:
         length = min(length, max(suited_length(common_pace(others), block_rate), _longest_gap(level)))

@@ -56,7 +56,8 @@ class Standing:
     @property
     def room(self) -> int:
         """The most blocks that it can be made to hold: its capacity, or for who stays, what it holds."""
-        return len(self.goal) if self.pinned else max(self.capacity, len(self.goal))
+        held = len(self.goal)
+        return held if self.pinned or held > self.capacity else self.capacity
 
 
 def standings_of(records: Sequence[PeerRecord], num_blocks: int, now: float) -> list[Standing]:

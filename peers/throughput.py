@@ -4,8 +4,9 @@ The model: every token goes through every block once; a host computes `block_rat
 may share that time among the blocks of its span as it likes; replicas of a block share its tokens (data parallel),
 the blocks follow each other (pipeline parallel). So the swarm does t tokens/s if every block can be given t out of the
 time of its holders, which is a flow from hosts to blocks. By min cut and max flow, the largest t is the least, over all
-sets of blocks B, of (rate of the hosts that hold any of B) / |B|. Latency, links and the sizes of batches are left out:
-routes share work by queues and come near that flow where chains are free to change hosts at any block.
+sets of blocks B, of (rate of the hosts that hold any of B) / |B|. Latency, links and the sizes of batches are left out.
+Routes come near to that flow where chains may change hosts at any block; where they stay with a host to the end of its
+span, they get less out of the same placement.
 
 As spans are intervals, the hosts that hold nothing of B are those whose spans lie within one of the gaps between the
 blocks of B. That makes the search for the worst B a shortest path over block boundaries, and the quotient is minimised
@@ -70,7 +71,7 @@ def best_throughput(standings: Sequence[Standing], num_blocks: int) -> float:
         BadSpan: `num_blocks` is not a number of blocks that a model has.
     """
     check_num_blocks(num_blocks)
-    rooms = np.array([min(one.room, num_blocks) for one in standings], dtype=np.float64)
+    rooms = np.minimum([one.room for one in standings], num_blocks).astype(np.float64)
     rates = np.array([one.block_rate for one in standings], dtype=np.float64)
     if rooms.sum() < num_blocks:
         return 0.0
@@ -87,13 +88,15 @@ def best_throughput(standings: Sequence[Standing], num_blocks: int) -> float:
 def even_levels(spans: Spans, num_blocks: int) -> Floats:
     """Tokens/s that each block gets if every host shares its time evenly among the blocks that it holds.
 
-    The least of them is never more than the throughput, as that is one way to share; routes do no worse than this.
+    That is one way to share, so the least of them is never more than the throughput; it is what a swarm does whose
+    hosts cannot spend more time on blocks that others lack.
     """
     change = np.zeros(num_blocks + 1)
     shares = spans.rates / (spans.ends - spans.starts)
     np.add.at(change, spans.starts, shares)
     np.add.at(change, spans.ends, -shares)
     levels: Floats = np.cumsum(change)[:-1]
+    levels[levels < _ROUNDING * spans.rates.sum()] = 0.0
     return levels
 
 
@@ -129,8 +132,7 @@ def flows(inside_KAB: Floats, counted_KN: Floats) -> Floats:
 
 def _flow_through_stretches(inside_KAB: Floats, counted_KN: Floats) -> Floats:
     """The least flow through any set of blocks without a gap: an upper bound, often the answer."""
-    num_placements, num_bounds = inside_KAB.shape[:2]
-    before_KA = np.concatenate([np.zeros((num_placements, 1)), np.cumsum(counted_KN, axis=1)], axis=1)
+    before_KA = np.concatenate([np.zeros((len(inside_KAB), 1)), np.cumsum(counted_KN, axis=1)], axis=1)
     size_KAB = before_KA[:, None, :] - before_KA[:, :, None]
     elsewhere_KAB = inside_KAB[:, 0, :, None] + inside_KAB[:, :, -1][:, None, :]
     total_K11 = inside_KAB[:, :1, -1:]

@@ -15,6 +15,7 @@ from swarm.errors import SwarmError
 from swarm.healing import Healer, HealerConfig
 from swarm.hosting import Hosting, start_hosting
 from swarm.loading import HostingConfig, choose
+from swarm.memory import taken_bytes
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -30,6 +31,7 @@ class Holding:
     def __init__(self, node: Node, config: HostingConfig) -> None:
         self.hosting: Hosting | None = None
         self._node, self._config = node, config
+        self._taken_bytes = taken_bytes()  # now, as a span that was held would count twice when another takes its place
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -40,7 +42,7 @@ class Holding:
     async def begin(self) -> Hosting:
         """See Node.host."""
         node, config = self._node, self._config
-        chosen = await choose(node, config)
+        chosen = await choose(node, config, taken_bytes=self._taken_bytes)
         place = Place(
             span=chosen.span,
             capacity=chosen.capacity,
@@ -86,5 +88,5 @@ class Holding:
 
     async def _hold(self, span: Span) -> None:
         config = replace(self._config, span=span)
-        chosen = await choose(self._node, config)
+        chosen = await choose(self._node, config, taken_bytes=self._taken_bytes)
         self.hosting, self._tasks = await start_hosting(self._node, chosen, config, self.announcer)

@@ -15,6 +15,7 @@ import msgpack
 from swarm.config_file import CONFIG_NAME, load_config
 from swarm.errors import BadJoinString
 from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
+from swarm.state import OWN_STATE
 
 JOIN_NAME = "join.txt"
 MAX_BOOTSTRAP = 8
@@ -176,6 +177,11 @@ def known_of(target: Join | RunDirectory) -> Known:
 def is_state(path: Path) -> bool:
     """Whether a directory is a peer's state, not one that `swarm init` made."""
     return (path / RUN_NAME).is_file() and not (path / CONFIG_NAME).is_file()
+
+
+def own_state(directory: RunDirectory) -> Path:
+    """Where the host that is started from a directory keeps its state: a state directory is its own."""
+    return directory.path if is_state(directory.path) else directory.path / OWN_STATE
 
 
 def save_join(directory: Path, join: Join) -> Path:

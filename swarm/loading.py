@@ -20,7 +20,7 @@ from peers.placement import pick_span
 from swarm.devices import pick_device, pick_dtype
 from swarm.host import Host, HostConfig, RunRules, load_host
 from swarm.hours import Hours
-from swarm.memory import Allowance, Room, affordable, free_bytes, taken_bytes
+from swarm.memory import Allowance, Room, affordable, free_bytes
 from swarm.run_model import check_weights, find_run_model
 from swarm.run_rules import lora_settings, optimizer_config, unit_rules
 
@@ -70,8 +70,9 @@ class Load:
     dtype: torch.dtype
 
 
-async def choose(node: Node, config: HostingConfig) -> Load:
+async def choose(node: Node, config: HostingConfig, *, taken_bytes: int) -> Load:
     """The span that a person has chosen, or else the one that the swarm lacks most, and the memory beside it.
+    `taken_bytes` is what this process took before it held any block.
 
     Raises:
         BlockError: there is no such model here, or it has not so many blocks.
@@ -86,8 +87,8 @@ async def choose(node: Node, config: HostingConfig) -> Load:
     most = affordable(free_bytes(), block_bytes, source.num_blocks)
     room, allowance = Room(cache_bytes=config.cache_bytes), None
     if config.max_memory_bytes is not None:
-        taken = taken_bytes() if device.type == "cpu" else 0
-        allowance = Allowance(most_bytes=config.max_memory_bytes, taken_bytes=taken, block_bytes=block_bytes)
+        taken_bytes = taken_bytes if device.type == "cpu" else 0
+        allowance = Allowance(most_bytes=config.max_memory_bytes, taken_bytes=taken_bytes, block_bytes=block_bytes)
         most = min(most, allowance.most_blocks())
     if config.max_blocks is not None:
         most = min(most, config.max_blocks)

@@ -26,6 +26,7 @@ from swarm.state import StateDirectory
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+_FOR_GOOD = ("leaving", "moving")
 _CLOSED_WORDS = {
     "hand": "this host is paused; try another host",
     "hours": "this host is outside its hours; try another host",
@@ -84,13 +85,16 @@ class Withdrawal:
         self._lock = asyncio.Lock()
 
     async def step_back(self, why: str, patience: Patience) -> None:
-        """Serve nobody from now on; `why` is one of peers.records.AWAY. Returns when nothing is in flight.
+        """Serve nobody from now on; `why` is one of peers.records.AWAY. Returns when nothing is in flight. A host that
+        is leaving is not paused any more.
 
         Raises:
             NetworkFailed: the others cannot be told.
         """
         async with self._lock:
             parts = self._parts
+            if parts.announcer.away in _FOR_GOOD and why not in _FOR_GOOD:
+                return
             parts.announcer.away = why
             await parts.announcer.announce()
             told_at = self._clock()
@@ -112,7 +116,7 @@ class Withdrawal:
         """
         async with self._lock:
             parts = self._parts
-            if parts.announcer.away in ("leaving", "moving"):
+            if parts.announcer.away in _FOR_GOOD:
                 return
             async with parts.keeper.turn:
                 await parts.keeper.catch_up()
@@ -187,13 +191,13 @@ class Pauser:
 
     def __init__(self, withdrawal: Withdrawal, switch: Switch, state: Path) -> None:
         """`state` is the peer's state directory, where `swarm pause` looks for it."""
-        self.why, self.withdrawal = "", withdrawal
-        self._switch, self._state = switch, state
+        self.why, self.withdrawal, self.switch = "", withdrawal, switch
+        self._state = state
         self._mark: StateDirectory | None = None
 
     def words(self) -> str:
         """For a line of status; empty while this host is not away."""
-        return self._switch.words(self.why)
+        return self.switch.words(self.why)
 
     async def begin(self) -> None:
         """Before the host is announced: one that is paused at its start does nothing for others from the first.
@@ -218,7 +222,7 @@ class Pauser:
             self._mark = None
 
     async def _follow(self) -> None:
-        why = await asyncio.to_thread(self._switch.why)
+        why = await asyncio.to_thread(self.switch.why)
         if why == self.why:
             return
         self.why = why

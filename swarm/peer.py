@@ -21,11 +21,11 @@ from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
 from swarm.errors import BadConfig, BadJoinString
-from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, is_state, known_of, save_join
+from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
 from swarm.run import RunId
-from swarm.state import OWN_STATE, StateDirectory, claim_state, lock_state
+from swarm.state import StateDirectory, claim_state, lock_state
 from swarm.status import Status, look
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> State
         return lock_state(config.state)
     if isinstance(target, RunDirectory) and not config.network.client_mode:
         try:
-            return lock_state(target.path if is_state(target.path) else target.path / OWN_STATE)
+            return lock_state(own_state(target))
         except BadConfig as error:
             logger.debug("%s", error)  # a second peer from the same directory gets a state of its own
     return claim_state(config.state_root, run)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from blocks.spans import UnitId, parse_unit
+from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState, joined
 from peers.errors import Refused
 from peers.keeping import Copy, Hosts, is_spare
@@ -52,8 +52,9 @@ class Safekeeping:
         wanted: list[UnitId] = []
         no_room: list[UnitId] = []
         promised = 0
+        held = [record.span for record in self._known() if record.peer == peer]
         for offer in offers:
-            self._check(peer, offer)
+            self._check(peer, held, offer)
             if offer.unit in self._host.units or not kept.is_newer(offer.unit, offer.version):
                 continue
             old = kept.units.get(offer.unit)
@@ -90,13 +91,13 @@ class Safekeeping:
         state = await asyncio.to_thread(self._host.kept.get, unit)
         return state if state is None or moments else replace(state, moments={})
 
-    def _check(self, peer: PeerId, offer: Offer) -> None:
-        """Refuse what nobody may have kept here."""
+    def _check(self, peer: PeerId, held: Sequence[Span], offer: Offer) -> None:
+        """Refuse what a peer whose record says that it holds `held` may not have kept here."""
         unit, shapes = offer.unit, self._host.rules.shapes
         if unit not in shapes:
             raise Refused(f"unit {unit} is not one of this run's", RefusalCode.MALFORMED)
         block = parse_unit(unit)[1]
-        if not any(record.peer == peer and block in record.span for record in self._known()):
+        if not any(block in span for span in held):
             raise Refused(f"no record says here that peer {peer} holds block {block}; offer it again", RefusalCode.BUSY)
         newest = self._host.round + self._max_rounds_ahead
         if offer.round > newest:

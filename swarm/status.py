@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from blocks.spans import Span
 from peers.network import PeerId
-from peers.records import PeerRecord, ProgressRecord, TrainerRecord
+from peers.records import Keeping, PeerRecord, ProgressRecord, TrainerRecord
 from swarm.traffic import Traffic, ask_traffic, traffic_plain, traffic_rows
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Status:
             "samples_since_round": None if progress is None else progress.samples,
             "total_samples": None if progress is None else progress.total_samples,
             "tokens_per_second": round(host.tokens_per_second, 1),
+            "keeps": [] if progress is None else [_keeping(each) for each in progress.keeps],
             "cache_free_bytes": host.cache_free_bytes,
             "dtype": host.dtype,
             "software": host.software,
@@ -123,6 +124,10 @@ class Status:
 
 _PAUSED_BY = {"hand": "hand", "hours": "its --hours"}
 COLUMNS = ("peer", "blocks", "round", "samples", "tokens/s", "dtype")
+
+
+def _keeping(keeping: Keeping) -> dict[str, object]:
+    return {"blocks": [keeping.span.start, keeping.span.end], "round": keeping.round}
 
 
 def title(status: Status) -> str:

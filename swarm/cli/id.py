@@ -9,8 +9,8 @@ import click
 from swarm.cli.arguments import JOIN_HELP
 from swarm.cli.paths import state_root
 from swarm.cli.report import screen
-from swarm.join_string import RunDirectory, resolve_join, target_run_id
-from swarm.state import IDENTITY_NAME, OWN_STATE, state_path
+from swarm.join_string import RunDirectory, own_state, resolve_join, target_run_id
+from swarm.state import IDENTITY_NAME, state_path
 
 
 @click.command(
@@ -39,5 +39,5 @@ def _state_of(join: str) -> Path:
     """Where `swarm join` with the same words keeps its state, if it is the only peer of the run on this machine."""
     target = resolve_join(join)
     if isinstance(target, RunDirectory):
-        return target.path / OWN_STATE
+        return own_state(target)
     return state_path(state_root(), target_run_id(target))

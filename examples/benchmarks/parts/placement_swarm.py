@@ -25,12 +25,14 @@ View = tuple[Standing, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """What is simulated. Speeds and capacities are drawn evenly on a logarithmic scale, independently; times in seconds.
+    """What is simulated. Speeds and capacities are drawn evenly on a logarithmic scale, each by itself.
 
     `leaving_per_hour` of the hosts leave in an hour, all without a word, and `joining_per_hour` (of `num_peers`) come.
     A death shows in the records after `dead_seconds`, and each look at records shows them as they were `stale_seconds`
     ago at most; a look at records anew, before a move, `fresh_seconds` at most. Loading takes `loading_seconds` and
-    `block_seconds` for each block that was not there; until then the host serves nothing.
+    `block_seconds` for each block that was not there; until then the host serves nothing. When a quarter of the time is
+    over, all hosts of `hole` die at once, if there is one. Without `placed`, newcomers hold as much as they can of the
+    model from anywhere on, and nobody moves.
     """
 
     num_peers: int
@@ -48,17 +50,24 @@ class World:
     block_seconds: float = 2.0
     poll_seconds: int = 10
     warmup_hours: float = 0.5
+    hole: Span | None = None
+    placed: bool = True
     rules: MovingRules = field(default_factory=MovingRules)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What came of it. Throughputs are means over time, as shares of the best possible at each moment."""
+    """What came of it. Throughputs are means over time, as shares of the best possible at each moment.
+
+    `uncovered_seconds` counts those in which some block had no host though there was room for all blocks somewhere;
+    `recovery_seconds`, from the hole on until throughput was 90% of the best of those who were left, is 0 without one.
+    """
 
     throughput_of_best: float
-    even_throughput_of_best: float
+    even_of_best: float
     moves_per_peer_hour: float
     uncovered_seconds: float
+    recovery_seconds: float
     given_up: int
     gap_moves: int
     balance_moves: int
@@ -83,18 +92,13 @@ class Swarm:
         self._given_up = 0
         self._sums = {"seconds": 0.0, "flow": 0.0, "even": 0.0, "uncovered": 0.0}
         self._least = 1.0
+        self._holed = self._recovered = 0.0
 
     def run(self) -> Outcome:
         """Let the swarm assemble, let half an hour of churn pass, then measure."""
         for _ in range(self._world.num_peers):
             newcomer = self._newcomer()
-            span = pick_among(
-                tuple(self._records.values()),
-                self._world.num_blocks,
-                newcomer.capacity,
-                me=newcomer.peer,
-                block_rate=newcomer.block_rate,
-            )
+            span = self._pick(newcomer, tuple(self._records.values()))
             self._alive[newcomer.peer] = self._records[newcomer.peer] = replace(newcomer, span=span)
             self._plan_end(newcomer.peer)
         self._note()
@@ -104,13 +108,16 @@ class Swarm:
         self._given_up = 0
         self._sums = dict.fromkeys(self._sums, 0.0)
         self._least = 1.0
+        if self._world.hole is not None:
+            self._after(self._world.hours * 900, self._open_hole)
         self._play((self._world.warmup_hours + self._world.hours) * 3600)
         seconds = self._sums["seconds"]
         return Outcome(
             throughput_of_best=self._sums["flow"] / seconds,
-            even_throughput_of_best=self._sums["even"] / seconds,
+            even_of_best=self._sums["even"] / seconds,
             moves_per_peer_hour=len(self._moves) / self._world.num_peers / self._world.hours,
             uncovered_seconds=self._sums["uncovered"],
+            recovery_seconds=self._recovered - self._holed if self._holed else 0.0,
             given_up=self._given_up,
             gap_moves=sum(move.reason == "gap" for move in self._moves),
             balance_moves=sum(move.reason == "balance" for move in self._moves),
@@ -136,32 +143,47 @@ class Swarm:
             self._sums["even"] += even
             self._sums["uncovered"] += flow == 0
             self._least = min(self._least, flow)
+            if self._holed and self._recovered <= self._holed and flow >= 0.9:
+                self._recovered = self._now
             self._now += 1
 
     def _measure(self) -> tuple[float, float]:
         """Throughput and the least even level now, as shares of the best that all who are here could do."""
         blocks = self._world.num_blocks
-        serving = [replace(one, moves_to=None) for one in self._alive.values() if one.serving]
+        serving = [one for one in self._alive.values() if one.serving]
+        serving = [one if one.moves_to is None else replace(one, moves_to=None) for one in serving]
         best = best_throughput(list(self._alive.values()), blocks)
-        if not serving or best == 0:
-            return 0.0, 0.0
+        if best == 0:
+            return 1.0, 1.0  # no room for all blocks: nothing is the best there is
         return throughput(serving, blocks) / best, float(even_levels(spans_of(serving), blocks).min()) / best
 
     def _join(self) -> None:
         newcomer = self._newcomer()
-        view = tuple(one for one in self._look(self._world.stale_seconds))
-        span = pick_among(
-            view, self._world.num_blocks, newcomer.capacity, me=newcomer.peer, block_rate=newcomer.block_rate
-        )
+        span = self._pick(newcomer, self._look(self._world.stale_seconds))
         self._alive[newcomer.peer] = replace(newcomer, span=span, moves_to=span, serving=False)
         self._publish(newcomer.peer)
         self._plan_end(newcomer.peer)
         self._after(self._load_seconds(len(span)), lambda: self._serve(newcomer.peer))
         self._after(self._joining_seconds(), self._join)
 
+    def _pick(self, newcomer: Standing, view: View) -> Span:
+        blocks, capacity = self._world.num_blocks, newcomer.capacity
+        if self._world.placed:
+            return pick_among(view, blocks, capacity, me=newcomer.peer, block_rate=newcomer.block_rate)
+        start = self._rng.randint(0, blocks - min(blocks, capacity))
+        return Span(start, min(blocks, start + capacity))
+
     def _die(self, peer: PeerId) -> None:
-        del self._alive[peer]
+        if self._alive.pop(peer, None) is None:
+            return
         self._after(self._rng.uniform(*self._world.dead_seconds), lambda: self._forget(peer))
+
+    def _open_hole(self) -> None:
+        assert self._world.hole is not None
+        self._holed = self._recovered = self._now
+        for peer, one in list(self._alive.items()):
+            if any(block in one.span for block in self._world.hole.blocks()):
+                self._die(peer)
 
     def _forget(self, peer: PeerId) -> None:
         self._records.pop(peer, None)
@@ -195,6 +217,8 @@ class Swarm:
 
     def _poll(self) -> None:
         """Everybody whose second it is asks whether to move. Views of the same age elect the same peer."""
+        if not self._world.placed:
+            return
         for peer in self._turns[int(self._now) % self._world.poll_seconds]:
             one = self._alive.get(peer)
             if one is None or not one.serving or one.moves_to is not None:

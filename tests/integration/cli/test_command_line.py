@@ -185,3 +185,8 @@ def test_ctrl_c_and_sigterm_leave_in_order(running: Running, home: Home) -> None
     assert len(checkpoints(home)) == 2
     assert all(when > before.get(state, 0) for state, when in checkpoints(home).items()), "no checkpoint was written"
     assert not [pid for pid in daemons if Path(f"/proc/{pid}").exists()], "p2pd was left behind"
+
+    # Nobody is left, and their directories are enough.
+    left = [word for state in checkpoints(home) for word in ("--from", str(state.parent))]
+    assert "the adapter of round" in done(swarm("export", running.join, str(home.path / "left"), *left)).stderr
+    assert (home.path / "left" / "adapter_model.safetensors").is_file()

@@ -92,6 +92,8 @@ def test_what_the_last_holder_of_a_span_had_learnt_comes_back_from_a_keeper(
     wait_until_kept(front, back)
     before = states_of(back)
     trainer = swarm.peers["trainer"]
+    keeps = {host["peer"]: host["keeps"] for host in trainer.status().to_plain()["hosts"]}
+    assert keeps[front.id] == [{"blocks": [3, 6], "round": 1}]
     number = trainer.export(tmp_path / "with-holder")
     swarm.kill("back")
     assert trainer.export(tmp_path / "with-keeper") == number == 1
@@ -173,22 +175,26 @@ def test_a_last_holder_that_leaves_in_peace_loses_nothing(make_swarm: MakeSwarm)
     assert any(
         not torch.equal(trained[unit][n], live.units[unit].tensors[n]) for unit in trained for n in trained[unit]
     )
-    samples = {unit: state.total_samples for unit, state in live.units.items()}
+    before = dict(live.units)
     swarm.stop("back")
     assert host_of(front).kept.units.keys() == trained.keys()
     again = swarm.host("elsewhere", BACK)  # with a state of its own: all comes from the keeper
     for unit, state in states_of(again).items():
         assert state.round == 1
-        assert state.total_samples == samples[unit] + 8
+        assert state.total_samples == before[unit].total_samples + 8
+        assert state.weight == before[unit].weight + 8
         assert all(torch.equal(state.tensors[name], trained[unit][name]) for name in trained[unit])
 
 
 def test_a_host_whose_span_changes_keeps_what_it_had(make_swarm: MakeSwarm) -> None:
-    swarm = make_swarm(SETTINGS)
+    swarm = make_swarm({**SETTINGS, "rounds": {"round_samples": 16, "checkpoint_rounds": 2}})
     whole = swarm.host("a", WHOLE)
+    checkpoints = swarm.run / "states" / "a" / "checkpoints"
     train_one_round(swarm, whole)
     before = states_of(whole)
+    assert not checkpoints.exists(), "round 1 is not one of every second"
     swarm.stop("trainer", "a")
+    assert [path.name for path in checkpoints.iterdir()] == ["round-0000000001.safetensors"]
     moved = swarm.host("a", FRONT)
     assert {unit: kept.version for unit, kept in host_of(moved).kept.units.items()} == {
         unit: state.version for unit, state in before.items() if unit not in host_of(moved).units
@@ -196,3 +202,11 @@ def test_a_host_whose_span_changes_keeps_what_it_had(make_swarm: MakeSwarm) -> N
     again = swarm.host("b", BACK)
     for unit, state in states_of(again).items():
         assert_equal(state, before[unit])
+    swarm.stop("b", "a")
+    whole = swarm.host("a", WHOLE)
+    assert {unit: state.version for unit, state in states_of(whole).items()} == {
+        unit: state.version for unit, state in before.items()
+    }
+    swarm.stop("a")
+    kept = swarm.run / "states" / "a" / "kept"
+    assert list(kept.iterdir()) == [], "what is held and in the checkpoint is kept a second time"

@@ -115,6 +115,23 @@ def test_how_activations_travel_is_the_runs_choice_unless_said(commands: Command
     assert "'4bit' is not one of 'bf16', '8bit', 'fp32'" in call(*words, "--wire", "4bit").output
 
 
+def test_what_dead_peers_left_becomes_options(commands: Commands, tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+    two = (tmp_path / "ann", tmp_path / "bob")
+    resumed = asked_by(commands, "join", TEXT, *(word for path in two for word in ("--resume", str(path))))
+    assert isinstance(resumed, JoinOptions)
+    assert (resumed.resume, resumed.keep_megabytes) == (two, 1024)
+    kept = asked_by(commands, "join", TEXT, "--keep-mb", "0")
+    assert isinstance(kept, JoinOptions)
+    assert (kept.resume, kept.keep_megabytes) == ((), 0)
+    exported = asked_by(commands, "export", TEXT, "out", *(word for path in two for word in ("--from", str(path))))
+    assert isinstance(exported, ExportOptions)
+    assert exported.left == two
+    assert "does not exist" in call("export", TEXT, "out", "--from", str(tmp_path / "cem")).output
+    assert "does not exist" in call("join", TEXT, "--resume", str(tmp_path / "cem")).output
+
+
 def test_a_run_directory_may_stand_for_join(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "swarm.toml").write_text("")
     options = asked_by(commands, "join", f"{tmp_path}/")

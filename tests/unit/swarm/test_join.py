@@ -5,21 +5,27 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.config import ModelSettings, RunSpec
 from swarm.errors import BadJoinString
 from swarm.join_string import (
     Join,
+    Known,
     RunDirectory,
     _checksum,
     check_address,
     format_join,
+    known_of,
+    own_state,
     parse_join,
     resolve_join,
     save_join,
+    target_run_id,
 )
-from swarm.run import RunId
+from swarm.run import RunId, public_bytes, run_id_of, save_run, sign_run
 
 ADDRESS = "/ip4/127.0.0.1/tcp/31330/p2p/12D3KooWEhjTZkKK4DN2rbq2zMkLKrxjYPGGfXhQJ8KmWPzXHtXb"
 JOIN = Join(
@@ -99,6 +105,25 @@ def test_a_run_directory_stands_for_its_run(tmp_path: Path) -> None:
     save_join(tmp_path, JOIN)
     assert resolve_join(f"{tmp_path}/") == RunDirectory(path=tmp_path, join=JOIN)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["join.txt", "swarm.toml"]
+
+
+def test_a_state_directory_stands_for_its_run_and_is_its_peers_own(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
+    model = ModelSettings(name="org/m", fingerprint="ab" * 32, num_blocks=4)
+    spec = RunSpec(name="tales", nonce="0f" * 16, model=model)
+    state, run = tmp_path / "state", tmp_path / "run"
+    for directory in (state, run):
+        directory.mkdir()
+    save_run(state, sign_run(spec, key))
+    target = resolve_join(str(state))
+    assert target == RunDirectory(path=state, join=None)
+    assert target_run_id(target) == run_id_of(public_bytes(key), spec)
+    assert known_of(target) == Known(run=target_run_id(target), blob=sign_run(spec, key), peers=())
+    save_join(state, JOIN)
+    assert known_of(resolve_join(str(state))).peers == JOIN.peers
+    assert own_state(target) == state
+    (run / "swarm.toml").write_text("")
+    assert own_state(RunDirectory(path=run, join=None)) == run / "peer"
 
 
 def test_a_file_may_hold_the_join_string(tmp_path: Path) -> None:

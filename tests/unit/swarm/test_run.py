@@ -15,13 +15,16 @@ from swarm.config import ModelSettings, RunSpec, TrainingSettings
 from swarm.errors import BadConfig
 from swarm.run import (
     MAX_RUN_BYTES,
+    RUN_NAME,
     RunId,
     create_owner_key,
     load_owner_key,
+    load_run,
     new_nonce,
     open_run,
     public_bytes,
     run_id_of,
+    save_run,
     sign_run,
 )
 
@@ -114,6 +117,39 @@ def test_a_missing_or_torn_key_is_named(tmp_path: Path) -> None:
     torn.write_text("-----BEGIN PRIVATE KEY-----\nAAAA")
     with pytest.raises(BadConfig, match="restore"):
         load_owner_key(torn)
+
+
+def test_signed_settings_left_in_a_directory_name_their_run_and_are_checked_when_opened(tmp_path: Path) -> None:
+    blob = sign_run(SPEC, KEY)
+    for _ in range(2):
+        save_run(tmp_path, blob)
+    assert load_run(tmp_path) == (RUN_ID, blob)
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_NAME]
+    forged = sign_run(replace(SPEC, training=TrainingSettings(batch_size=8)), KEY)
+    body = msgpack.unpackb(forged)
+    body[3] = msgpack.unpackb(blob)[3]
+    (tmp_path / RUN_NAME).write_bytes(msgpack.packb(body))
+    run, unchecked = load_run(tmp_path)
+    with pytest.raises(BadRecord, match="signature"):
+        open_run(unchecked, run)
+
+
+def test_signed_settings_of_another_run_are_not_replaced(tmp_path: Path) -> None:
+    save_run(tmp_path, sign_run(SPEC, KEY))
+    with pytest.raises(BadConfig, match="the state of another run"):
+        save_run(tmp_path, sign_run(replace(SPEC, name="other"), KEY))
+    assert load_run(tmp_path)[0] == RUN_ID
+
+
+def test_signed_settings_that_are_no_more_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="cannot be read"):
+        load_run(tmp_path)
+    for noise in (b"", b"noise", b"x" * (MAX_RUN_BYTES + 1), msgpack.packb([1, bytes(32), b"\x80", bytes(64)])):
+        (tmp_path / RUN_NAME).write_bytes(noise)
+        with pytest.raises(BadRecord):
+            load_run(tmp_path)
+    with pytest.raises(BadConfig, match="cannot be written"):
+        save_run(tmp_path / "missing", sign_run(SPEC, KEY))
 
 
 def test_an_id_from_another_run_never_opens_the_record() -> None:

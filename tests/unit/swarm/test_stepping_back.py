@@ -180,6 +180,7 @@ async def test_who_leaves_waits_for_no_text_and_does_not_come_back(parts: Parts)
         await withdrawal.leave()
         assert parts.did == ["announced leaving", "rounds without it"]
         await withdrawal.come_back()
+        await withdrawal.step_back("hand", SHORT)
     assert parts.did[2:] == []
     assert "leaving" in built.train.why
 

@@ -1,0 +1,199 @@
+"""Who is asked for a newer state, what is believed, and what a peer costs that stalls or lies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack
+import pytest
+import torch
+
+from averaging.config import AveragingConfig
+from blocks.adapters import unit_digest
+from blocks.spans import Span
+from blocks.unit_state import UnitState
+from peers.fields import to_body
+from peers.messages import UnitReply
+from peers.network import ByteStream, PeerId
+from peers.unit_transfer import packed
+from peers.wire import Frame, read_frame, write_frame
+from swarm.catching_up import CatchUp, CatchUpConfig
+from tests.fakes_network import fake_swarm
+from tests.unit.swarm.kept_hosts import HELLO, FakeHost, KeptSwarm, trained, unit
+
+FRONT, BACK = Span(0, 2), Span(2, 4)
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path) -> AsyncIterator[KeptSwarm]:
+    async with asyncio.timeout(30), fake_swarm() as network:
+        made = KeptSwarm(network=network, root=tmp_path)
+        yield made
+        await made.close()
+
+
+def catching_up(swarm: KeptSwarm, name: str, *, fetch_seconds: float = 5.0) -> CatchUp:
+    config = CatchUpConfig(averaging=AveragingConfig(), fetch_seconds=fetch_seconds)
+    return CatchUp(swarm.hosts[name], swarm.pools[name], config, lambda: swarm.now)  # type: ignore[arg-type]
+
+
+async def run(swarm: KeptSwarm, catch_up: CatchUp, *, is_start: bool = False) -> FakeHost:
+    """Catch up of `new` from all others' records."""
+    new = swarm.hosts["new"]
+    await catch_up.run([host.record() for host in swarm.hosts.values() if host is not new], is_start=is_start)
+    return new
+
+
+async def newcomer(swarm: KeptSwarm) -> CatchUp:
+    """A host of the back half at the run's seed."""
+    seeds = [trained(block, 0, weight=0.0, total_samples=0) for block in BACK.blocks()]
+    await swarm.add("new", BACK, *seeds)
+    swarm.hosts["new"].round = 0
+    return catching_up(swarm, "new")
+
+
+async def keeper(swarm: KeptSwarm, name: str, *states: UnitState) -> None:
+    host = await swarm.add(name, FRONT)
+    for state in states:
+        host.kept.put(state)
+
+
+async def test_where_the_holders_are_gone_the_newest_of_the_keepers_wins(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
+    await keeper(swarm, "yan", trained(2, 2), trained(3, 4))
+    new = await run(swarm, catch_up, is_start=True)
+    assert {name: state.version for name, state in new.units.items()} == {
+        unit(2): trained(2, 3).version,
+        unit(3): trained(3, 4).version,
+    }
+    assert new.units[unit(3)].moments.keys() == trained(3).moments.keys()
+
+
+async def test_a_holder_that_is_newer_than_the_keeper_wins(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    await keeper(swarm, "xin", trained(2, 2), trained(3, 2))
+    await swarm.add("ann", BACK, trained(2, 3), trained(3, 3))
+    new = await run(swarm, catch_up)
+    assert {state.round for state in new.units.values()} == {3}
+
+
+async def test_what_a_holder_left_after_its_round_is_taken_at_the_start_and_not_later(swarm: KeptSwarm) -> None:
+    await newcomer(swarm)
+    new = swarm.hosts["new"]
+    new.units = {unit(2): trained(2, 3, weight=1.0), unit(3): trained(3, 3)}
+    new.round = 3
+    folded = {name: t + 1 for name, t in trained(2).tensors.items()}
+    left = trained(2, 3, weight=9.0, tensors=folded, digest=unit_digest(folded))
+    await keeper(swarm, "xin", left, trained(3, 3))
+    catch_up = catching_up(swarm, "new")
+    others = [swarm.hosts["xin"].record()]
+    assert not catch_up.is_needed(others, swarm.now)
+    await run(swarm, catch_up)
+    assert new.units[unit(2)].weight == 1.0
+    await run(swarm, catch_up, is_start=True)
+    assert new.units[unit(2)].version == left.version
+    assert new.adopted == [{unit(2): new.units[unit(2)]}], "what is the same already was fetched"
+
+
+async def test_a_newer_kept_version_is_noticed_while_running(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    swarm.hosts["new"].round = 3  # as when a keeper's record came after the start
+    await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
+    assert catch_up.is_needed([swarm.hosts["xin"].record()], swarm.now)
+    new = await run(swarm, catch_up)
+    assert {state.round for state in new.units.values()} == {3}
+    assert not catch_up.is_needed([swarm.hosts["xin"].record()], swarm.now + 10)
+
+
+class Rogue:
+    """Answers fetches with whatever `reply` makes, or not at all; remembers how often it was asked."""
+
+    def __init__(self, swarm: KeptSwarm, name: str, round_: int = 9) -> None:
+        self.asked = 0
+        self.swarm, self.name, self.round = swarm, name, round_
+
+    async def enter(self) -> None:
+        """Claim to hold what everybody lacks."""
+        states = [trained(block, self.round) for block in BACK.blocks()]
+        await self.swarm.add(self.name, BACK, *states)
+        self.swarm.hosts[self.name].round = self.round
+        await self.swarm.network.find(PeerId(self.name)).serve_stream("units", self.serve)
+
+    async def serve(self, stream: ByteStream) -> None:
+        await read_frame(stream.reader)
+        ours = HELLO()
+        await write_frame(stream.writer, Frame(request=0, kind=ours.kind, body=to_body(ours)))
+        while True:
+            frame = await read_frame(stream.reader)
+            self.asked += 1
+            await self.reply(stream, frame)
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        await asyncio.Event().wait()
+
+
+class Misshapen(Rogue):
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        wrong = {"a.lora_A": torch.ones(4, 3), "a.lora_B": torch.ones(3, 2)}
+        state = replace(trained(2, 9), unit=frame.body["unit"], tensors=wrong, digest=unit_digest(wrong), moments={})
+        message, tensors = packed(state, UnitReply)
+        body = to_body(message)
+        await write_frame(stream.writer, Frame(request=frame.request, kind="unit", body=body, tensors=tensors))
+
+
+class WrongHash(Rogue):
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        message, tensors = packed(replace(trained(2, 9), unit=frame.body["unit"], digest=bytes(32)), UnitReply)
+        body = to_body(message)
+        await write_frame(stream.writer, Frame(request=frame.request, kind="unit", body=body, tensors=tensors))
+
+
+class TooLarge(Rogue):
+    """Describes tensors of far more than anybody reads."""
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        message, _ = packed(replace(trained(2, 9), unit=frame.body["unit"]), UnitReply)
+        described = [["f32", [1 << 26]]] * len(message.names)
+        header = msgpack.packb({"q": frame.request, "k": "unit", "b": to_body(message), "t": described})
+        stream.writer.write(len(header).to_bytes(4, "big") + header)
+
+
+class Shorter(Rogue):
+    """Says so many bytes, sends fewer, and closes."""
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        message, _ = packed(replace(trained(2, 9), unit=frame.body["unit"]), UnitReply)
+        described = [["f32", [2, 3]]] * len(message.names)
+        header = msgpack.packb({"q": frame.request, "k": "unit", "b": to_body(message), "t": described})
+        stream.writer.write(len(header).to_bytes(4, "big") + header + b"x" * 10)
+        stream.writer.close()
+
+
+@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter])
+async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
+    swarm: KeptSwarm, kind: type[Rogue], caplog: pytest.LogCaptureFixture
+) -> None:
+    await newcomer(swarm)
+    rogue = kind(swarm, "mallory")
+    await rogue.enter()
+    await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
+    catch_up = catching_up(swarm, "new", fetch_seconds=0.5)
+    began = time.monotonic()
+    new = await run(swarm, catch_up, is_start=True)
+    assert {name: state.version for name, state in new.units.items()} == {
+        unit(block): trained(block, 3).version for block in BACK.blocks()
+    }
+    assert rogue.asked == 1, "it was asked again for the next unit"
+    assert time.monotonic() - began < 10
+    (line,) = [each.getMessage() for each in caplog.records if "mallory" in each.getMessage()]
+    assert "\n" not in line
+    await run(swarm, catch_up, is_start=True)
+    assert rogue.asked == 1, "it was asked again at once"
+    swarm.now += 11
+    await run(swarm, catch_up, is_start=True)
+    assert rogue.asked == 2
