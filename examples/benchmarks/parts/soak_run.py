@@ -63,7 +63,7 @@ class Soak:
         self._busy: dict[str, tuple[Fault, float]] = {}  # what a host suffers, and until when
         self._trainer: subprocess.Popen[bytes] | None = None
         self._killed_trainer = False
-        self._began = time.monotonic()
+        self._began = self._over_at = time.monotonic()
 
     def run(self) -> Values:
         """Until its seconds have passed or a signal comes; every process has ended when this returns."""
@@ -73,11 +73,13 @@ class Soak:
             self._start()
             before = self._usage()
             self._storm()
+            self._over_at = time.monotonic()
             self.swarm.settled()
             bring_back(self.swarm)
             after = self._usage()
             checked = self._check()
         except KeyboardInterrupt:
+            self._over_at = time.monotonic()
             say("stopped; ending all processes")
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is started must end, however often one asks
@@ -227,10 +229,10 @@ class Soak:
 
     def _say(self, seconds: float) -> None:
         newest = max(self.rounds.newest.values(), default=0)
-        now = self._usage()
+        now, lost = self._usage(), self.watch.lost_seconds(time.monotonic())
         say(
             f"{seconds:6.0f} s  {self.struck.total()} faults, round {newest}, {self.watch.samples} samples, "
-            f"{self.watch.lost_seconds():.0f} s lost, {len(self._free())} hosts whole, {now.megabytes:.0f} MB, "
+            f"{lost:.0f} s lost, {len(self._free())} hosts whole, {now.megabytes:.0f} MB, "
             f"{now.files} files, {now.processes} processes",
             highlight=False,
         )
@@ -256,14 +258,14 @@ class Soak:
 
     def _told(self) -> Values:
         return {
-            "seconds": round(time.monotonic() - self._began, 1),
+            "seconds": round(self._over_at - self._began, 1),
             "seed": self.plan.seed,
             "faults_injected": self.struck.total(),
             "faults": dict(sorted(self.struck.items())),
             "faults_skipped": self.skipped,
             "samples": self.watch.samples,
             "steps": self.watch.step,
-            "seconds_lost": round(self.watch.lost_seconds(), 1),
+            "seconds_lost": round(self.watch.lost_seconds(self._over_at), 1),
             "longest_gap_seconds": round(max(self.watch.gaps, default=0.0), 1),
             "round_dips": self.rounds.back,
             "trainer_steps_back": self.watch.steps_back,

@@ -100,16 +100,12 @@ class TrainerWatch:
             self._stepped_at = now
         self.step, self.samples = step, samples
 
-    def waits(self, now: float) -> float:
-        """Seconds since its last step."""
-        return 0.0 if self._stepped_at is None else now - self._stepped_at
-
-    def lost_seconds(self) -> float:
-        """The sum of what long gaps took beyond a usual one."""
-        if not self.gaps:
+    def lost_seconds(self, now: float) -> float:
+        """The sum of what long gaps took beyond a usual one, that since the last step included."""
+        if not self.gaps or self._stepped_at is None:
             return 0.0
         usual = statistics.median(self.gaps)
-        return sum(gap - usual for gap in self.gaps if gap > max(1.0, _LONG * usual))
+        return sum(gap - usual for gap in [*self.gaps, now - self._stepped_at] if gap > max(1.0, _LONG * usual))
 
 
 @dataclass

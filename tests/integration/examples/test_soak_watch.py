@@ -25,8 +25,8 @@ def test_gaps_longer_than_usual_are_lost_seconds(tmp_path: Path) -> None:
         watch.look(now)
     assert (watch.step, watch.samples, watch.steps_back) == (10, 80, 0)
     assert watch.gaps == [0.5] * 6 + [10.0] + [0.5] * 2
-    assert watch.lost_seconds() == pytest.approx(9.5)
-    assert watch.waits(18.0) == 3.0
+    assert watch.lost_seconds(15.4) == pytest.approx(9.5)
+    assert watch.lost_seconds(20.0) == pytest.approx(9.5 + 4.5), "no step since 15"
 
 
 def test_a_trainer_that_forgets_steps_is_seen(tmp_path: Path) -> None:
