@@ -22,6 +22,9 @@ from averaging.recipe import CODECS
 
 """The names that `make_codec` knows, from exact to coarse."""
 
+Buffer = bytes | memoryview
+"""Bytes that may lie in a message."""
+
 _Floats = npt.NDArray[np.float32]
 _LARGEST_HALF = 65504.0
 _SMALLEST_NORMAL = np.float32(2.0**-126)
@@ -47,7 +50,7 @@ class Codec(Protocol):
             BadTensors: the vector is not flat fp32 on the CPU, or not finite.
         """
 
-    def decode(self, data: bytes, num_values: int) -> torch.Tensor:
+    def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
         """The flat fp32 vector of `num_values` finite values that `data` holds.
 
         Raises:
@@ -100,7 +103,7 @@ class _Plain:
             return halves.numpy().astype("<f2", copy=False).tobytes()
         return values.astype("<f4", copy=False).tobytes()
 
-    def decode(self, data: bytes, num_values: int) -> torch.Tensor:
+    def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
         _check_length(data, self.name, num_values, self.most_bytes(num_values))
         if self.is_lossy:
             values = torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float16)).float()
@@ -137,7 +140,7 @@ class _Blockwise:
         codes = np.rint(quotients, out=quotients).astype(np.int8).reshape(-1)
         return self._scales_to_bytes(scales) + self._codes_to_bytes(codes, values.size)
 
-    def decode(self, data: bytes, num_values: int) -> torch.Tensor:
+    def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
         _check_length(data, self.name, num_values, self.most_bytes(num_values))
         num_blocks = self._num_blocks(num_values)
         scales = self._scales_from_bytes(data, num_blocks)
@@ -172,7 +175,7 @@ class _Blockwise:
         bits = scales.view(np.uint32)
         return (bits.astype("<u4") if self.scale_bytes == 4 else (bits >> 16).astype("<u2")).tobytes()
 
-    def _scales_from_bytes(self, data: bytes, num_blocks: int) -> _Floats:
+    def _scales_from_bytes(self, data: Buffer, num_blocks: int) -> _Floats:
         if self.scale_bytes == 4:
             bits = np.frombuffer(data, "<u4", num_blocks).astype(np.uint32)
         else:
@@ -189,7 +192,7 @@ class _Blockwise:
         nibbles = codes[: num_values + num_values % 2].view(np.uint8)
         return ((nibbles[0::2] & 15) | (nibbles[1::2] << 4)).tobytes()
 
-    def _codes_from_bytes(self, data: bytes, offset: int, num_values: int) -> npt.NDArray[np.int8]:
+    def _codes_from_bytes(self, data: Buffer, offset: int, num_values: int) -> npt.NDArray[np.int8]:
         if self.code_bits == 8:
             return np.frombuffer(data, np.int8, offset=offset) if num_values else np.zeros(0, np.int8)
         packed = np.frombuffer(data, np.uint8)[offset:]
@@ -231,7 +234,7 @@ class _Largest:
         marker, places = _places_to_bytes(is_kept)
         return _TOP_HEADER.pack(marker, scale) + halves.tobytes() + places
 
-    def decode(self, data: bytes, num_values: int) -> torch.Tensor:
+    def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
         num_kept = self._num_kept(num_values)
         start = _TOP_HEADER.size + 2 * num_kept
         if not start <= len(data) <= self.most_bytes(num_values):
@@ -286,7 +289,7 @@ class _Zipped:
         deflated = zlib.compress(planes, level=1)
         return bytes([_DEFLATED]) + deflated if len(deflated) < len(plain) else bytes([_STORED]) + plain
 
-    def decode(self, data: bytes, num_values: int) -> torch.Tensor:
+    def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
         if not 1 <= len(data) <= self.most_bytes(num_values):
             raise BadTensors(f"{len(data)} bytes are not {num_values} values as {self.name}")
         if data[0] == _STORED:
@@ -298,7 +301,7 @@ class _Zipped:
     def most_bytes(self, num_values: int) -> int:
         return 1 + self.inner.most_bytes(num_values)
 
-    def _inflate(self, data: bytes, most_bytes: int) -> bytes:
+    def _inflate(self, data: Buffer, most_bytes: int) -> bytes:
         inflater = zlib.decompressobj()
         try:
             # One more than allowed: a limit of 0 would mean none, and the end shows only when there is room left.
@@ -319,7 +322,7 @@ def _values(vector: torch.Tensor) -> _Floats:
     return values
 
 
-def _check_length(data: bytes, name: str, num_values: int, num_bytes: int) -> None:
+def _check_length(data: Buffer, name: str, num_values: int, num_bytes: int) -> None:
     if len(data) != num_bytes:
         raise BadTensors(f"{len(data)} bytes are not {num_values} values as {name}, which take {num_bytes}")
 

@@ -13,13 +13,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.averaging.partition import TensorPartReducer
 from hivemind.p2p import P2P, P2PContext, PeerID
-from hivemind.proto import averaging_pb2, runtime_pb2
+from hivemind.proto import averaging_pb2
 from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor, as_aiter
 
 from averaging import merge
@@ -29,7 +28,8 @@ from averaging.exchange import ClassWork, Reduced
 from averaging.hivemind_judge import TELL_SECONDS, Judge, wait_for
 from averaging.hivemind_lost import NETWORK_ERRORS, LostPeer, StreamEnded, blame, leaves, nothing_from
 from averaging.hivemind_reducer import PartCodec, SumReducer
-from averaging.hivemind_wire import Senders, Wire
+from averaging.hivemind_wire import Numbered, Senders, Wire
+from averaging.part_message import PartMessage
 from averaging.parts import ClassParts, Debts, Stretch, part_bytes, stretches
 from peers.network import PeerId
 
@@ -71,17 +71,17 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             part_size_bytes=part_bytes(4 * work.vector.numel(), num_reducers, config.part_bytes),
         )
         given = self.tensor_part_container._input_parts_by_peer
-        self._shapes_by_peer = [[part.shape for part, _ in parts] for parts in given]
         self._parts = ClassParts(
             recipe.robust,
             work.segments,
             self._debts,
-            stretches([[shape.numel() for shape in shapes] for shapes in self._shapes_by_peer]),
+            stretches([[part.numel() for part, _ in parts] for parts in given]),
             me=self.ordered_peer_ids.index(self.peer_id),
         )
         stock: TensorPartReducer = self.__dict__.pop("tensor_part_reducer")
         stock.finished.set()  # retired, or its finalizer would warn of parts that it never got
         shapes = tuple(part.shape for part in self.parts_for_local_averaging)
+        self._mean = torch.empty_like(self._debts.vector)
         self.tensor_part_reducer: SumReducer = SumReducer(
             shapes,
             len(self.sender_peer_ids),
@@ -98,8 +98,8 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
         try:
             async with asyncio.timeout(self._seconds):
-                mean = await self._collect()
-                result = await asyncio.get_running_loop().run_in_executor(None, self._result, mean)
+                await self._collect()
+                result = await asyncio.get_running_loop().run_in_executor(None, self._result)
         except TimeoutError:
             silent = set(self.sender_peer_ids) - self.active_senders
             failed = self._failed(f"not done within {self._seconds:g} s{nothing_from(silent)}", silent)
@@ -122,12 +122,12 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self.finalize(cancel=True)
 
     async def rpc_aggregate_part(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        self, stream: AsyncIterator[PartMessage], context: P2PContext
+    ) -> AsyncIterator[PartMessage]:
         """Sum one sender's pieces with the others', and answer each with the sum."""
         sender = context.remote_id
         if not self._senders.owes(sender) or sender in self.active_senders:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.PROTOCOL_VIOLATION)
+            yield PartMessage(averaging_pb2.PROTOCOL_VIOLATION)
             return
         self.active_senders.add(sender)
         with self._senders.answering():
@@ -136,18 +136,16 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                     yield message
             except NETWORK_ERRORS as error:
                 failure = await self._judge.judge(sender, error)
-                yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED, peer_id=failure.peer.to_bytes())
+                yield PartMessage(averaging_pb2.CANCELLED, culprit=failure.peer.to_bytes())
             except BaseException:  # the stream's end cancels this handler: let it go on, and tell the others later
                 if self._senders.owes(sender):
                     self._senders.serve(sender)
                     asyncio.get_running_loop().call_later(TELL_SECONDS, self._judge.lose, sender, "is gone")
                 raise
 
-    async def _answers(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        shapes = self._shapes_by_peer[self.ordered_peer_ids.index(self.peer_id)]
-        numbered = self._wire.numbered(aiter_with_timeout(stream, self.sender_timeout), shapes)
+    async def _answers(self, stream: AsyncIterator[PartMessage], sender_index: int) -> AsyncIterator[PartMessage]:
+        own = self._parts.by_reducer[self.ordered_peer_ids.index(self.peer_id)]
+        numbered = self._wire.numbered(aiter_with_timeout(stream, self.sender_timeout), own)
         part_index, num_parts = 0, self.tensor_part_reducer.num_parts
         async with contextlib.aclosing(amap_in_executor(self._wire.piece, numbered, max_prefetch=1)) as pieces:
             async for piece in pieces:
@@ -155,21 +153,21 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 part_index += 1
                 if part_index == num_parts:
                     self._senders.serve(self.sender_peer_ids[sender_index])
-                yield self._wire.sent(summed.message, summed.num_bytes)
+                yield self._wire.sent(summed.message)
                 if part_index == num_parts:
                     return  # and do not wait for the stream's end, which may come late
         raise StreamEnded(f"sent {part_index} of {num_parts} parts")
 
-    async def _collect(self) -> torch.Tensor:
+    async def _collect(self) -> None:
+        """Every reducer's sums into the mean."""
         async with asyncio.TaskGroup() as tasks:
-            for peer, parts in zip(self.ordered_peer_ids, self.tensor_part_container.num_parts_by_peer, strict=True):
+            for peer, parts in zip(self.ordered_peer_ids, self._parts.by_reducer, strict=True):
                 if parts:
                     tasks.create_task(self._communicate_with_peer(peer))
-        means: list[torch.Tensor] = [tensor async for tensor in self.tensor_part_container.iterate_output_tensors()]
-        return means[0]
 
-    def _result(self, mean: torch.Tensor) -> Reduced:
+    def _result(self) -> Reduced:
         """In a worker thread: what came of it, and who did what cannot be right."""
+        mean = self._mean
         return Reduced(
             mean=mean,
             digest=merge.digest([mean]),
@@ -196,43 +194,44 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             raise await self._judge.judge(peer_id, error) from error
 
     async def _sum_own_share(self) -> None:
-        index = self.ordered_peer_ids.index(self.peer_id)
+        own = self._parts.by_reducer[self.ordered_peer_ids.index(self.peer_id)]
         sender_index = self.sender_peer_ids.index(self.peer_id)
-        for part_index, piece in enumerate(self.parts_for_local_averaging):
+        for part_index, stretch in enumerate(own):
+            piece = stretch.of(self._debts.vector)
             summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
-            self.tensor_part_container.register_processed_part(index, part_index, summed.tensor)
+            stretch.of(self._mean).copy_(summed.tensor)
 
     async def _sum_at(self, peer_id: PeerID) -> None:
         index = self.ordered_peer_ids.index(peer_id)
-        shapes = self._shapes_by_peer[index]
+        theirs = self._parts.by_reducer[index]
         stream = await self._get_peer_stub(peer_id).rpc_aggregate_part(self._generate_input_for_peer(index))
         part_index = 0
-        numbered = self._wire.numbered(stream, shapes)
+        numbered = self._wire.numbered(stream, theirs)
         try:
-            async with contextlib.aclosing(amap_in_executor(self._wire.combined, numbered, max_prefetch=1)) as sums:
-                async for tensor in sums:
-                    self.tensor_part_container.register_processed_part(index, part_index, tensor)
+            async with contextlib.aclosing(amap_in_executor(self._take, numbered, max_prefetch=1)) as sums:
+                async for _ in sums:
                     part_index += 1
-                    if part_index == len(shapes):
+                    if part_index == len(theirs):
                         return
         finally:
             with contextlib.suppress(RuntimeError):  # it may be running still, in the task that was just cancelled
                 await stream.aclose()
-        raise StreamEnded(f"answered {part_index} of {len(shapes)} parts")
+        raise StreamEnded(f"answered {part_index} of {len(theirs)} parts")
 
-    async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
-        first: dict[str, Any] = {"code": averaging_pb2.PART_FOR_AVERAGING, "group_id": self.group_id}
+    def _take(self, numbered: Numbered) -> None:
+        """In a worker thread: a reducer's sum of one part."""
+        numbered[1].of(self._mean).copy_(self._wire.combined(numbered))
+
+    async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[PartMessage]:
         mine = as_aiter(*self._parts.by_reducer[peer_index])
-        async with contextlib.aclosing(amap_in_executor(self._encoded, mine, max_prefetch=1)) as parts:
-            async for part, num_bytes in parts:
-                message = averaging_pb2.AveragingData(tensor_part=part, weight=1.0, **first)
-                first = {}
-                yield self._wire.sent(message, num_bytes)
+        async with contextlib.aclosing(amap_in_executor(self._encoded, mine, max_prefetch=1)) as messages:
+            async for message in messages:
+                yield self._wire.sent(message)
 
-    def _encoded(self, stretch: Stretch) -> tuple[runtime_pb2.Tensor, int]:
-        part, data = self._codec.encode(stretch.of(self._debts.vector))
+    def _encoded(self, stretch: Stretch) -> PartMessage:
+        data = self._codec.encode(stretch.of(self._debts.vector))
         self._debts.note_sent(stretch, data)
-        return part, len(data)
+        return PartMessage.written(averaging_pb2.PART_FOR_AVERAGING, data, group_id=self.group_id)
 
     def _failed(self, reason: str, missing: set[PeerID]) -> Reduced:
         culprit = next(iter(missing), self.peer_id)  # or the handlers would blame those whom they serve

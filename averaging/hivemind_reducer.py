@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 from hivemind.averaging.partition import AllreduceException, TensorPartReducer
-from hivemind.proto import averaging_pb2, runtime_pb2
+from hivemind.proto import averaging_pb2
 
-from averaging.codecs import Codec
+from averaging.codecs import Buffer, Codec
 from averaging.errors import BadTensors
+from averaging.part_message import PartMessage
 
 Piece = torch.Tensor | None
 """What one sender gave for one part; None where its values can be no update."""
@@ -30,43 +31,41 @@ class PartCodec:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def encode(self, tensor: torch.Tensor) -> tuple[runtime_pb2.Tensor, bytes]:
-        """One part of a vector as a message, and the bytes in it: to look at those of a message copies them."""
-        data = self.codec.encode(tensor)
-        return runtime_pb2.Tensor(buffer=data, size=list(tensor.shape), dtype="float32"), data
-
-    def bytes_of(self, part: runtime_pb2.Tensor, shape: torch.Size) -> bytes:
-        """The bytes of a part of `shape` that a peer sent.
+    def encode(self, values: torch.Tensor) -> bytes:
+        """A part, or a sum, as all who get it will read it.
 
         Raises:
-            AllreduceException: wrong size, shape or dtype: the peer does not follow the protocol.
+            BadTensors: values that are not finite.
         """
-        most, data = self.codec.most_bytes(shape.numel()), bytes(part.buffer)
-        if part.dtype != "float32" or tuple(part.size) != tuple(shape) or len(data) > most:
-            raise AllreduceException(
-                f"sent {len(data)} bytes as {part.dtype[:16]} of shape {tuple(part.size)[:4]}, "
-                f"not at most {most} as float32 of shape {tuple(shape)}"
-            )
-        return data
+        return self.codec.encode(values)
 
-    def decode_sum(self, data: bytes, shape: torch.Size) -> torch.Tensor:
+    def check_size(self, values: Buffer, num_values: int) -> None:
+        """Refuse the bytes of a part that a peer sent, before anything is made of them.
+
+        Raises:
+            AllreduceException: more bytes than the codec can need: the peer does not follow the protocol.
+        """
+        most = self.codec.most_bytes(num_values)
+        if len(values) > most:
+            raise AllreduceException(f"sent {len(values)} bytes, not at most {most} for {num_values} values")
+
+    def decode_sum(self, data: Buffer, num_values: int) -> torch.Tensor:
         """What a reducer combined, fp32, whose every value is needed.
 
         Raises:
             AllreduceException: the bytes are no values of the run's codec, or not finite.
         """
         try:
-            return self.codec.decode(data, shape.numel())
+            return self.codec.decode(data, num_values)
         except BadTensors as error:
             raise AllreduceException(f"sent a part that cannot be read: {error}") from error
 
 
 @dataclass(slots=True)
 class PartSum:
-    """One part's sum: the message that all senders get, how many bytes of values it holds, and what it decodes to."""
+    """One part's sum: the message that all senders get, and what it decodes to."""
 
-    message: averaging_pb2.AveragingData
-    num_bytes: int
+    message: PartMessage
     tensor: torch.Tensor
 
 
@@ -143,13 +142,13 @@ class SumReducer(TensorPartReducer):  # type: ignore[misc]
     def _finish(self, part_index: int, pieces: Sequence[Piece]) -> PartSum:
         try:
             combined = self._combine(part_index, pieces)
-            part, data = self._codec.encode(combined)
+            data = self._codec.encode(combined)
         except BadTensors as error:  # too few updates for a robust mean, or a sum that is not finite
             raise AllreduceException(str(error)) from error
-        message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=part)
-        decoded = self._codec.decode_sum(data, combined.shape) if self._codec.codec.is_lossy else combined
+        message = PartMessage.written(averaging_pb2.AVERAGED_PART, data)
+        decoded = self._codec.decode_sum(data, combined.numel()) if self._codec.codec.is_lossy else combined
         self._note(part_index, combined, decoded)
-        return PartSum(message=message, num_bytes=len(data), tensor=decoded)
+        return PartSum(message=message, tensor=decoded)
 
     def _settle(self, slot: _Slot, job: asyncio.Future[PartSum]) -> None:
         slot.pieces = []

@@ -20,6 +20,7 @@ from averaging.ballot import Ballot, parse_votes
 from averaging.errors import BadContribution, RoundFailed
 from averaging.hivemind_allreduce import ClassRunner
 from averaging.hivemind_streams import KeptStream
+from averaging.part_message import PartMessage
 from averaging.registry import Registry
 from averaging.signing import MAX_BYTES
 from peers.network import PeerId
@@ -65,8 +66,8 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
             yield message
 
     async def rpc_aggregate_part(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        self, stream: AsyncIterator[PartMessage], context: P2PContext
+    ) -> AsyncIterator[PartMessage]:
         """A holder of one of this peer's classes gives its pieces of this peer's share."""
         async with contextlib.aclosing(KeptStream(stream)) as kept:
             try:
@@ -74,7 +75,7 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
                 runner = await self._runners.get(request.group_id, PeerId(context.remote_id.to_base58()))
             except (StopAsyncIteration, RoundFailed) as error:
                 logger.debug("parts refused peer=%s reason=%s", context.remote_id.to_base58(), error)
-                yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+                yield PartMessage(averaging_pb2.BAD_GROUP_ID)
             else:
                 async for message in runner.rpc_aggregate_part(achain(as_aiter(request), kept), context):
                     yield message

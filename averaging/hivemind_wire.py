@@ -11,11 +11,17 @@ from hivemind.averaging.partition import AllreduceException
 from hivemind.p2p import PeerID
 from hivemind.proto import averaging_pb2
 
+from averaging.codecs import Buffer
 from averaging.errors import BadTensors
 from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_reducer import PartCodec, Piece
+from averaging.part_message import PartMessage
+from averaging.parts import Stretch
 
-FRAME_BYTES = 32  # about what hivemind and protobuf put around the values of a part
+Numbered = tuple[PartMessage, Stretch]
+"""A message, and which part of the class it must be."""
+
+FRAME_BYTES = 9  # hivemind puts a mark and a length before each message
 
 
 class Wire:
@@ -31,46 +37,44 @@ class Wire:
         """With what is around each part."""
         return sum(self._received)
 
-    def sent(self, message: averaging_pb2.AveragingData, num_bytes: int) -> averaging_pb2.AveragingData:
-        """Count a message with so many bytes of values, and hand it on. (To tell its size, protobuf would write it.)"""
-        self.bytes_sent += num_bytes + FRAME_BYTES
+    def sent(self, message: PartMessage) -> PartMessage:
+        """Count a message, and hand it on."""
+        self.bytes_sent += message.num_bytes + FRAME_BYTES
         return message
 
-    async def numbered(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], shapes: Sequence[torch.Size]
-    ) -> AsyncIterator[tuple[averaging_pb2.AveragingData, torch.Size]]:
-        """Each message with the shape that it must have; what is no part of this class raises."""
+    async def numbered(self, stream: AsyncIterator[PartMessage], own: Sequence[Stretch]) -> AsyncIterator[Numbered]:
+        """Each message with the stretch that it must be; what is no part of this class raises."""
         part_index = 0
         async for message in stream:
-            if message.code == averaging_pb2.CANCELLED and message.peer_id:
-                culprit = PeerID(message.peer_id)
+            if message.code == averaging_pb2.CANCELLED and message.culprit:
+                culprit = PeerID(message.culprit)
                 if culprit in self._holders:
                     raise LostPeer(culprit, "was lost by another holder")
-            if not message.HasField("tensor_part"):
+            if message.code not in (averaging_pb2.PART_FOR_AVERAGING, averaging_pb2.AVERAGED_PART):
                 raise AllreduceException(f"sent code {message.code} in place of a part")
-            if part_index >= len(shapes):
-                raise AllreduceException(f"sent more than {len(shapes)} parts")
-            yield message, shapes[part_index]
+            if part_index >= len(own):
+                raise AllreduceException(f"sent more than {len(own)} parts")
+            yield message, own[part_index]
             part_index += 1
 
-    def piece(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> Piece:
+    def piece(self, numbered: Numbered) -> Piece:
         """The piece in a message of `numbered`; None where its values can be no update."""
         try:
-            piece = self._codec.codec.decode(self._taken(numbered), numbered[1].numel())
+            piece = self._codec.codec.decode(self._taken(numbered), numbered[1].num_values)
         except BadTensors:
             return None
         lowest, highest = torch.aminmax(piece)
         return piece if -self._max_update <= float(lowest) and float(highest) <= self._max_update else None
 
-    def combined(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> torch.Tensor:
+    def combined(self, numbered: Numbered) -> torch.Tensor:
         """The sum in a message of `numbered`."""
-        return self._codec.decode_sum(self._taken(numbered), numbered[1])
+        return self._codec.decode_sum(self._taken(numbered), numbered[1].num_values)
 
-    def _taken(self, numbered: tuple[averaging_pb2.AveragingData, torch.Size]) -> bytes:
-        message, shape = numbered
-        data = self._codec.bytes_of(message.tensor_part, shape)
-        self._received.append(len(data) + FRAME_BYTES)
-        return data
+    def _taken(self, numbered: Numbered) -> Buffer:
+        message, stretch = numbered
+        self._codec.check_size(message.values, stretch.num_values)
+        self._received.append(message.num_bytes + FRAME_BYTES)
+        return message.values
 
 
 class Senders:

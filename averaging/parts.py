@@ -21,6 +21,11 @@ class Stretch:
     start: int
     stop: int
 
+    @property
+    def num_values(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
+
     def of(self, vector: torch.Tensor) -> torch.Tensor:
         """A view of these values."""
         return vector[self.start : self.stop]

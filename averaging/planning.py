@@ -18,6 +18,8 @@ from averaging.robust import MIN_HOLDERS
 from blocks.spans import UnitId
 from peers.network import PeerId
 
+_USUAL_MEGABITS_PER_SECOND = 100.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
@@ -74,12 +76,13 @@ def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool =
 def fractions(holders: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
     """Which part of a class each holder reduces: in proportion to its bandwidth; nothing for peers behind NAT.
 
-    Who does not know its bandwidth counts as the mean of those that do. All zeros when nobody can be reached.
+    Who does not know its bandwidth counts as the mean of those that do, and as a usual link at least, as those who
+    know theirs may do so because they keep it low. All zeros when nobody can be reached.
     """
     by_peer = {entry.peer: entry for entry in contributions}
     reachable = [by_peer[peer] for peer in holders if not by_peer[peer].client_mode]
     known = [entry.megabits_per_second for entry in reachable if _is_bandwidth(entry.megabits_per_second)]
-    usual = sum(known) / len(known) if known else 1.0
+    usual = max(_USUAL_MEGABITS_PER_SECOND, sum(known) / len(known)) if known else 1.0
     speeds = {
         entry.peer: entry.megabits_per_second if _is_bandwidth(entry.megabits_per_second) else usual
         for entry in reachable

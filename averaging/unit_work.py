@@ -22,6 +22,8 @@ from peers.network import PeerId
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-9  # shares that sum to 1 may do so only nearly
+
 Decisions = Mapping[bytes, rounds.Applied | rounds.Kept]
 
 
@@ -135,10 +137,11 @@ class RoundWork:
             parts = [probes[offset : offset + merged.numel()] for probes in brought]
             offset += merged.numel()
             if merged.numel() and len(parts) == len(entry.holders) and all(len(p) == merged.numel() for p in parts):
-                view = self._inputs[unit].view
+                shares = self._plan.shares[unit]
                 # FedNova's shares weigh changes and do not sum to 1: what is missing is the anchor's.
-                parts.append(self._rules.probes(view.anchor, scaling, self._number))
-                shares = (*self._plan.shares[unit], 1.0 - sum(self._plan.shares[unit]))
+                if abs(missing := 1.0 - sum(shares)) > _ROUNDING:
+                    parts.append(self._rules.probes(self._inputs[unit].view.anchor, scaling, self._number))
+                    shares = (*shares, missing)
                 mean = sum((share * part for share, part in zip(shares, parts, strict=True)), torch.zeros_like(merged))
                 found.append((merging_error(parts, shares, merged), float(mean.norm())))
         return found

@@ -19,7 +19,7 @@ from peers.fields import to_body
 from peers.messages import Hello, Message, Refusal, RefusalCode, is_kind, parse_message
 from peers.network import ByteStream, PeerId
 from peers.traffic import Traffic
-from peers.wire import Frame, read_frame, write_frame
+from peers.wire import Frame, read_frame, sent_bytes, write_frame
 from peers.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,9 @@ class CallServer:
     """Answers the streams of one kind."""
 
     def __init__(self, hello: Callable[[], Hello], handler: Handler, traffic: Traffic) -> None:
-        self._hello, self._handler, self._traffic = hello, handler, traffic
+        self.handler = handler
+        """Who answers; it may change, and what streams that are open ask goes to the new one."""
+        self._hello, self._traffic = hello, traffic
         self._streams = itertools.count(1)
 
     async def serve(self, stream: ByteStream) -> None:
@@ -82,7 +84,7 @@ class CallServer:
                 for task in running:  # the asker is gone: nobody waits for these
                     task.cancel()
         finally:
-            await self._handler.stream_closed(stream.peer, number)
+            await self.handler.stream_closed(stream.peer, number)
 
     async def _say_why(self, stream: ByteStream, lock: asyncio.Lock, error: BadMessage) -> None:
         """Tell the other side why its stream ends, if it listens."""
@@ -123,7 +125,7 @@ class CallServer:
             question = Question(
                 peer=stream.peer, stream=number, message=message, tensors=frame.tensors, wire=frame.wire
             )
-            answer = await self._handler.answer(question)
+            answer = await self.handler.answer(question)
         except (BadMessage, Refused, BlockError) as error:
             logger.info("refused peer=%s kind=%r reason=%s", stream.peer, frame.kind, error)
             answer = Answer(message=_refusal(error))
@@ -132,6 +134,7 @@ class CallServer:
             logger.exception("request failed peer=%s kind=%s", stream.peer, frame.kind)
             answer = Answer(message=Refusal(code=RefusalCode.INTERNAL, reason=f"{frame.kind} failed on this host"))
         try:
+            await self._traffic.limit.take(sent_bytes(answer.tensors, frame.wire))
             sent = await _send_fitting(stream, lock, frame, answer)
         except StreamClosed:
             return

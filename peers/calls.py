@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from peers.errors import BadMessage, NetworkFailed, Refused, StreamClosed
+from peers.errors import BadMessage, NetworkFailed, OverLimit, Refused, StreamClosed
 from peers.fields import to_body
 from peers.messages import Done, Hello, Message, Refusal, RefusalCode, common_version, parse_message
 from peers.network import ByteStream, Network, PeerId
 from peers.traffic import Traffic
-from peers.wire import OFF_LOOP_BYTES, Frame, check_finite, read_frame, write_frame
+from peers.wire import OFF_LOOP_BYTES, Frame, check_finite, read_frame, sent_bytes, write_frame
 from peers.wire_format import WireFormat
 
 HELLO_SECONDS = 10.0
@@ -118,7 +118,8 @@ class Caller:
         """Ask and wait for the answer. Float tensors of both travel in the format `wire`; None: as they are.
 
         Raises:
-            Refused: the other peer says no, with a code and a reason; or this message cannot be sent to anybody.
+            Refused: the other peer says no, with a code and a reason; or this message cannot be sent to anybody, or not
+                in time under this peer's own limit.
             StreamClosed: the stream ended before the answer.
             BadMessage: the answer is malformed or not finite.
             TimeoutError: no answer within `seconds`.
@@ -132,10 +133,14 @@ class Caller:
         frame = Frame(request=request, kind=message.kind, body=to_body(message), tensors=tuple(tensors), wire=wire)
         try:
             async with asyncio.timeout(seconds):
+                # Not under the lock, so that what is small goes first; and said now, lest the other peer seem late.
+                await self._traffic.limit.take(sent_bytes(tensors, wire), seconds=seconds)
                 async with self._lock:
                     sent = await self._write(frame)
                 self._traffic.add(self.peer, message.kind, sent=sent)
                 reply = await future
+        except OverLimit as error:
+            raise Refused(str(error), RefusalCode.BUSY) from error
         finally:
             self._waiting.pop(request, None)
         self._traffic.add(self.peer, message.kind, received=reply.wire_bytes)

@@ -67,6 +67,10 @@ class DecodeService(Handler):
         self._admission = Admission(parts.caches.budget_bytes)
         self._steps = HostedSteps(BatchedDecoder(parts.thread, parts.caches, clock=clock), edge, pool)
 
+    def __len__(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
+
     async def answer(self, question: Question) -> Answer:
         """Answer one question; see messages.py for what each carries."""
         match question.message:
@@ -97,6 +101,10 @@ class DecodeService(Handler):
         """Free the sessions that have been silent for too long."""
         now = self._clock()
         await self._end([k for k, s in self._sessions.items() if s.deadline <= now])
+
+    async def end_all(self) -> None:
+        """Free all sessions; their texts go on at other hosts."""
+        await self._end(list(self._sessions))
 
     async def _open(self, question: Question, message: OpenSession) -> Answer:
         check_span(message.span, self._parts.span)

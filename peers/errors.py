@@ -33,6 +33,10 @@ class Refused(PeerError):
         self.code = code
 
 
+class OverLimit(PeerError):
+    """This peer's own send limit would let a message through too late."""
+
+
 class PeerLost(PeerError):
     """A call to a peer failed: it is gone, too slow, or talks nonsense. Another peer can do the work."""
 

@@ -26,11 +26,16 @@ _SEARCH_SECONDS = 3.0
 _STRAGGLER_SECONDS = 0.5  # once one has answered, the others may take this much longer
 
 
+class _ClockDiffers(NetworkFailed):
+    """Whose of the two clocks is wrong cannot be told from one answer."""
+
+
 async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seconds: float, must: bool) -> None:
     """Dial `peers` until at least one is in the routing table. Without `must` one try is enough, and may fail.
 
     Raises:
-        NetworkFailed: none answered within `seconds` (and `must`), or this machine's clock is off.
+        NetworkFailed: none answered within `seconds` (and `must`), or this machine's clock is off: nobody who answered
+            has the same time.
     """
     if not peers:
         return
@@ -58,10 +63,14 @@ async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seco
 
 
 async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> bool:
-    """Greet every address of `reasons` at once and note why it failed; soon done once one has answered."""
+    """Greet every address of `reasons` at once and note why it failed; soon done once one has answered.
+
+    Raises:
+        NetworkFailed: those who answered all have another time than this machine.
+    """
     tasks = {asyncio.create_task(_greet(p2p, node, address)): address for address in reasons}
     pending = set(tasks)
-    reached = False
+    reached, differs = False, list[_ClockDiffers]()
     try:
         while pending:
             done, pending = await asyncio.wait(
@@ -70,17 +79,29 @@ async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> boo
             if not done:
                 break
             for task in done:
+                if isinstance(error := task.exception(), _ClockDiffers):
+                    differs.append(error)
+                    reasons[tasks[task]] = str(error)
+                    continue
                 reasons[tasks[task]] = task.result()
                 reached = reached or not task.result()
     finally:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+    if differs and not reached:
+        raise differs[0]
+    for error in differs:
+        logger.warning("a known peer has another time than the others: %s", error)
     return reached
 
 
 async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
-    """Connect to one peer and exchange DHT ids. Returns why it did not work, or the empty string."""
+    """Connect to one peer and exchange DHT ids. Returns why it did not work, or the empty string.
+
+    Raises:
+        _ClockDiffers: by more than the DHT allows.
+    """
     where, _, peer = address.rpartition("/p2p/")
     try:
         async with asyncio.timeout(_PING_SECONDS):
@@ -97,7 +118,7 @@ async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
         return one_line(error)
     skew_seconds = max(sent_at - response.dht_time, response.dht_time - received_at, 0.0)
     if skew_seconds > MAX_CLOCK_SKEW_SECONDS:
-        raise NetworkFailed(
+        raise _ClockDiffers(
             f"this machine's clock differs from that of peer {peer} by {skew_seconds:.0f} s; "
             "set both by network time (for example: timedatectl set-ntp true)"
         )

@@ -20,7 +20,7 @@ from blocks.errors import BadSpan
 from blocks.spans import MAX_BLOCKS, Span
 from peers.config import MAX_MULTIADDR_CHARS, MULTIADDR
 from peers.errors import BadMessage, BadRecord
-from peers.fields import Codec, from_body, integer, optional, raw, several, to_body, wired
+from peers.fields import BOOLEAN, Codec, from_body, integer, optional, raw, several, to_body, wired
 from peers.identity import Identity, peer_id_of, verify
 from peers.network import PeerId
 
@@ -30,6 +30,7 @@ MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
 ROLES = ("host", "trainer", "client", "keeper")
+AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
@@ -128,12 +129,19 @@ _SECONDS = _number(0, 1e6)
 _MOMENT = _number(0, 1e11)
 _ADDRESS = _matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
 _ROLE = _matching("a role", "|".join(ROLES), 16)
+_AWAY = _matching("why a peer serves nobody", "|".join(AWAY), 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerRecord:
-    """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks; times are DHT
-    times in seconds.
+    """What a host holds and how fast it is. `protocol` is the lowest and highest version that it speaks.
+
+    `away` is one of `AWAY`: a peer that is away has not the role of a host. Times are DHT times in seconds.
+
+    For placement (see standing.Standing): `capacity` is the most blocks that it can hold, 0 if it says nothing and so
+    stays where it is; `pinned`, that a person chose its span; `since`, when it took its span or promised the one in
+    `moves_to`, which it is going to hold instead or, without the role of a host, is loading; `moved`, that it came
+    there by a move. A newcomer that loads its first span gives that as `span`, too.
     """
 
     kind: ClassVar[str] = "peer"
@@ -151,6 +159,12 @@ class PeerRecord:
     dtype: str = wired(_matching("a dtype", "[a-z0-9_]{1,16}", 16))
     nickname: str = wired(_printable(48), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
+    away: str = wired(_AWAY, default="")
+    capacity: int = wired(integer(0, MAX_BLOCKS), default=0)
+    pinned: bool = wired(BOOLEAN, default=False)
+    since: float = wired(_MOMENT, default=0.0)
+    moved: bool = wired(BOOLEAN, default=False)
+    moves_to: Span | None = wired(optional(_SPAN), default=None)
     expires_at: float = wired(_MOMENT)
 
 
@@ -159,7 +173,8 @@ class ProgressRecord:
     """How far a host is. `samples` count since its last round; `digests` has 8 bytes for each block of `span`, or none.
 
     `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
-    so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py).
+    so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py). `away` is one of
+    `AWAY`: a peer that is away comes to no round.
     """
 
     kind: ClassVar[str] = "progress"
@@ -174,6 +189,7 @@ class ProgressRecord:
         optional(Codec("a round, a moment and a window", _read_proposal, list)), default=None
     )
     keeps: tuple[Keeping, ...] = wired(several(_KEEPING, MAX_KEEPINGS), default=())
+    away: str = wired(_AWAY, default="")
     expires_at: float = wired(_MOMENT)
 
     def digest_of(self, block: int) -> bytes | None:

@@ -17,7 +17,7 @@ from blocks.spans import Span
 from peers.directory import Directory
 from peers.errors import NoRoute, PeerLost, Refused
 from peers.health import Health
-from peers.messages import AskInfo, StreamKind
+from peers.messages import AskInfo, InfoReply, StreamKind
 from peers.network import PeerId
 from peers.paces import Paces
 from peers.pool import Pool
@@ -87,10 +87,13 @@ class LiveRouter:
     ) -> None:
         self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
+        self.found: tuple[PeerRecord, ...] = ()
+        """All records of the last look, also of peers that load, or are away."""
         self._directory, self._pool = directory, pool
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
         self._measured_at: dict[PeerId, float] = {}
+        self._announced: dict[PeerId, float] = {}  # of who failed: the life of the record that stood then
         self._refreshing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -102,9 +105,10 @@ class LiveRouter:
     async def refresh(self) -> None:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
-            found = await self._directory.find_hosts(self._config.run, self._config.whole)
-            self.records = tuple(record for record in found if "host" in record.roles)
-            await asyncio.gather(*(self._probe(peer) for peer in [*self._to_measure(), *self.health.to_probe()]))
+            self.found = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
+            self.records = tuple(record for record in self.found if "host" in record.roles)
+            asked = dict.fromkeys([*self._to_measure(), *self.health.to_probe(), *self._announced_anew()])
+            await asyncio.gather(*(self._probe(peer) for peer in asked))
 
     async def check(self, peers: Collection[PeerId]) -> None:
         """Ask all of `peers` whether they are there; who does not answer is out until it does."""
@@ -139,6 +143,7 @@ class LiveRouter:
     def failed(self, peer: PeerId, reason: str) -> None:
         """See Router."""
         self.health.failed(peer, reason)
+        self._announced[peer] = self._announcements().get(peer, 0.0)
 
     async def _wait(self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
         deadline = self._clock() + self._config.wait_seconds
@@ -178,12 +183,27 @@ class LiveRouter:
         new = [peer for _, peer in old if peer not in self._measured_at]
         return new + [peer for _, peer in old if peer in self._measured_at][:_MEASURED_AT_ONCE]
 
+    def _announcements(self) -> dict[PeerId, float]:
+        """Until when each host's newest record lives: later with each announcement."""
+        return {record.peer: record.expires_at for record in self.records}
+
+    def _announced_anew(self) -> list[PeerId]:
+        """Who is out and has announced itself since: a sign of life, so it is asked without waiting for its turn."""
+        now, health = self._announcements(), self.health
+        self._announced = {peer: until for peer, until in self._announced.items() if health.of(peer).failures}
+        anew = [peer for peer, until in self._announced.items() if now.get(peer, until) > until]
+        return [peer for peer in anew if not health.is_banned(peer)]
+
     async def _probe(self, peer: PeerId) -> None:
         began = self._measured_at[peer] = self._clock()
         try:
-            await self._pool.call(peer, StreamKind.INFO, AskInfo(), seconds=self._config.probe_seconds)
+            answer = await self._pool.call(peer, StreamKind.INFO, AskInfo(), seconds=self._config.probe_seconds)
         except (PeerLost, Refused) as error:
-            self.health.failed(peer, str(error))
+            self.failed(peer, str(error))
+            return
+        if isinstance(answer.message, InfoReply) and not answer.message.record:
+            # It was started again and is loading; the record that names it as a host is of its life before.
+            self.failed(peer, f"peer {peer} does not serve its blocks yet")
             return
         self.health.answered(peer)
         self._rtt_seconds[peer] = self._clock() - began

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from peers.fields import Codec, integer, text
 from peers.network import PeerId
+from peers.send_limit import SendLimit
 
 MAX_PEERS = 256  # ids cost nothing: of more peers, only the sums are kept
 MAX_KINDS = 64  # that a peer may tell of
@@ -49,12 +50,14 @@ KIND_TRAFFIC: Codec[KindTraffic] = Codec(
 
 
 class Traffic:
-    """Counts every frame of this peer's streams. An answer counts under the kind of its question.
+    """Counts every frame of this peer's streams, all of which go out under one `limit`. An answer counts under the kind
+    of its question.
 
     Kinds must be of known messages (`hello`, `step`, ...) or fixed words, else whoever sends could make them grow.
     """
 
-    def __init__(self, max_peers: int = MAX_PEERS) -> None:
+    def __init__(self, max_peers: int = MAX_PEERS, limit: SendLimit | None = None) -> None:
+        self.limit = limit or SendLimit()
         self._max_peers = max_peers
         self._by_kind: dict[str, Bytes] = {}
         self._by_peer: dict[PeerId, dict[str, Bytes]] = {}

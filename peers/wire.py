@@ -29,6 +29,7 @@ MAX_EXTENT = 1 << 27
 WRITE_CHUNK_BYTES = 1 << 20
 OFF_LOOP_BYTES = 256 << 10  # below this a pass over the values on the loop is cheaper than a hop to a thread
 EIGHT_BIT = "q8b64"
+_USUAL_HEADER_BYTES = 256
 _LENGTH = struct.Struct(">I")
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -110,6 +111,11 @@ async def read_frame(reader: asyncio.StreamReader, *, max_payload: int = MAX_PAY
         raise StreamClosed("the other side closed the stream") from error
     wire_bytes = _LENGTH.size + length + sum(spec.wire_bytes for spec in specs)
     return Frame(request=request, kind=kind, body=body, tensors=tuple(tensors), wire=wire, wire_bytes=wire_bytes)
+
+
+def sent_bytes(tensors: Sequence[torch.Tensor], wire: WireFormat | None) -> int:
+    """What a frame of these tensors takes on a stream in the format `wire`, with a usual header."""
+    return _USUAL_HEADER_BYTES + sum(_sent_bytes(tensor, wire) for tensor in tensors)
 
 
 async def write_frame(writer: asyncio.StreamWriter, frame: Frame) -> int:
@@ -237,6 +243,13 @@ def _encoded(tensor: torch.Tensor, wire: WireFormat | None) -> torch.Tensor | Qu
             return quantize(tensor)
         case _:
             return tensor
+
+
+def _sent_bytes(tensor: torch.Tensor, wire: WireFormat | None) -> int:
+    if tensor.is_floating_point() and wire is WireFormat.EIGHT_BIT:
+        return quantized_bytes(tuple(tensor.shape))
+    narrow = tensor.is_floating_point() and wire is WireFormat.BF16
+    return tensor.numel() * (2 if narrow else tensor.element_size())
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

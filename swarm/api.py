@@ -64,7 +64,7 @@ def join(
     )
     peer = Peer.enter(where, config)
     if blocks is not None:
-        from swarm.hosting import HostingConfig
+        from swarm.loading import HostingConfig
 
         try:
             span = None if blocks == "auto" else parse_span(blocks, peer.node.spec.model.num_blocks)

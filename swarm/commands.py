@@ -28,7 +28,7 @@ from swarm.status import COLUMNS, title
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
     from swarm.train import Evaluation, Progress
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,12 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     importing = threading.Thread(target=import_hosting, name="imports", daemon=True)
     importing.start()  # what computes takes seconds to import, and p2pd a second to start: both at once
     screen.now("entering the swarm")
-    with Peer.enter(options.target, _config(options, network, model=options.model, nickname=options.nickname)) as peer:
+    config = replace(
+        _config(options, network, model=options.model, nickname=options.nickname), max_send=options.max_send
+    )
+    with Peer.enter(options.target, config) as peer:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
-        from swarm.hosting import HostingConfig
+        from swarm.loading import HostingConfig
 
         logger.info("model code is imported")
         screen.now(f"loading blocks of {peer.node.spec.model.name}")
@@ -64,6 +67,9 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
                 lora_rank=options.lora_rank,
                 keep_bytes=options.keep_megabytes << 20,
                 resume=options.resume,
+                max_blocks=options.max_blocks,
+                max_memory_bytes=options.max_memory_bytes,
+                hours=options.hours,
             ),
         )
         settle()
@@ -219,7 +225,7 @@ class TrainingView:
 
 
 def _hosting(options: TrainOptions, device: str) -> HostingConfig:
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
 
     return HostingConfig(
         cache_dir=options.cache_dir,

@@ -1,40 +1,33 @@
-"""A node that holds blocks: choose and load the span, catch up, serve, announce, take part in rounds."""
+"""A node that holds blocks: load the span, catch up, serve, announce, take part in rounds."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
-
-import torch
 
 from averaging.averager import Averager, Link
 from averaging.hivemind_exchange import HivemindExchange
-from blocks.adapters import all_unit_shapes, layout_digest, unit_digest
-from blocks.errors import BadSpan
-from blocks.part import block_parameters
-from blocks.quantize import BYTES_PER_WEIGHT, Quantization
+from blocks.adapters import unit_digest
 from blocks.source import ModelSource
-from blocks.spans import Span
 from peers.decode_service import DecodeParts, DecodeService
 from peers.edge import Edge
-from peers.errors import NetworkFailed
-from peers.messages import PROTOCOL_MAX, PROTOCOL_MIN, StreamKind
-from peers.placement import pick_span
-from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
+from peers.messages import StreamKind
 from peers.train_service import TrainService
 from peers.units_service import UnitsService
-from swarm.devices import pick_device, pick_dtype
+from peers.work_gate import WorkGate
+from swarm.announcing import Announcer
+from swarm.company import Surroundings
 from swarm.errors import BadCheckpoint
 from swarm.handing_over import HandingOver
-from swarm.host import Host, HostConfig, RunRules, load_host
-from swarm.rounds import KeeperConfig, RoundKeeper, Surroundings
-from swarm.run_model import check_weights, find_run_model
-from swarm.run_rules import averaging_config, lora_settings, optimizer_config, unit_rules
+from swarm.host import Host
+from swarm.loading import HostingConfig, Load, load
+from swarm.pause_file import PauseFile
+from swarm.pausing import HostParts, Pauser, Switch, Withdrawal
+from swarm.rounds import KeeperConfig, RoundKeeper
+from swarm.run_rules import averaging_config
 from swarm.safekeeping import Safekeeping
 
 if TYPE_CHECKING:
@@ -42,198 +35,128 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORD_LIFE_SECONDS = 60.0
 _SWEEP_SECONDS = 5.0
 _FOLD_SECONDS = 10.0
 _HAND_OVER_SECONDS = 10.0
-_MEMORY_SHARE = 0.5  # of what is free now, for frozen weights; the rest is for activations and caches
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HostingConfig:
-    """What a person says about one host. `span` None: the span that the swarm lacks most, as long as memory allows.
-
-    `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's, and so is a
-    `lora_rank` of 0. `keep_bytes` of disk are for units that others hold; `resume` are state directories of dead peers
-    whose units this host takes over.
-    """
-
-    cache_dir: Path
-    span: Span | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: Quantization | None = None
-    cache_bytes: int = 512 << 20
-    num_threads: int | None = None
-    nickname: str = ""
-    model: str | None = None
-    lora_rank: int = 0
-    keep_bytes: int = 1 << 30
-    resume: tuple[Path, ...] = ()
-
-
-class Announcer:
-    """Keeps this peer's record in the directory: at once on change, and before it expires."""
-
-    def __init__(self, node: Node, host: Host, config: HostingConfig) -> None:
-        self._node, self._host, self._config = node, host, config
-        self.sealed = b""
-
-    async def run(self) -> None:
-        """Announce again until cancelled; the first time was before."""
-        while True:
-            said = self._host.round
-            for _ in range(int(RECORD_LIFE_SECONDS / 2)):
-                await asyncio.sleep(1.0)
-                if self._host.round != said:
-                    break
-            await self.announce()
-
-    async def announce(self, *, leaving: bool = False) -> None:
-        """Publish the record as of now; `leaving` says that this peer is a host no more."""
-        host, node = self._host, self._node
-        record = PeerRecord(
-            run=node.config.run,
-            peer=node.network.peer_id,
-            span=host.span,
-            tokens_per_second=host.tokens_per_second,
-            backward_tokens_per_second=host.backward_tokens_per_second,
-            queue_seconds=min(600.0, host.thread.backlog() / max(host.tokens_per_second, 1e-3)),
-            round=host.round,
-            cache_free_bytes=max(0, host.caches.free_bytes),
-            addresses=(await node.network.addresses())[:MAX_ADDRESSES],
-            protocol=(PROTOCOL_MIN, PROTOCOL_MAX),
-            software=node.hello().software,
-            dtype=host.config.quantize or str(host.config.dtype).removeprefix("torch."),
-            nickname=self._config.nickname,
-            # The DHT keeps what expires last, so a goodbye is a newer record without the role, not a shorter one.
-            roles=() if leaving else ("host",),
-            expires_at=node.network.dht_time() + RECORD_LIFE_SECONDS,
-        )
-        self.sealed = seal_record(node.network.identity, record)
-        await node.directory.publish(record)
 
 
 class Hosting:
     """The parts of a node that hold blocks. Made by `start_hosting`, stopped by the node."""
 
     def __init__(
-        self, host: Host, keeper: RoundKeeper, handing: HandingOver, announcer: Announcer, exchange: HivemindExchange
+        self, parts: HostParts, announcer: Announcer, handing: HandingOver, exchange: HivemindExchange, pauser: Pauser
     ) -> None:
-        self.host, self.keeper, self.handing, self.announcer = host, keeper, handing, announcer
+        self.host, self.keeper, self.announcer = parts.host, parts.keeper, announcer
+        self.handing, self.pauser = handing, pauser
         self._exchange = exchange
 
+    async def leave(self, why: str = "leaving") -> None:
+        """Say that this peer goes, then finish what is in flight. Everything must be running still."""
+        await self.pauser.withdrawal.leave(why)
+
     async def stop(self) -> None:
-        """Keep what was learnt, here and with keepers; say that this peer is gone, end the compute thread."""
-        await _in_time(self._fold(), _FOLD_SECONDS, "what was trained since the last round was not saved")
+        """Keep what was learnt, here and with keepers; end the compute thread."""
+        self.pauser.close()
         try:
-            await self.host.checkpoint()
-        except BadCheckpoint as error:
-            logger.error("%s", error)
-        await _in_time(self.handing.tend(), _HAND_OVER_SECONDS, "not all units were handed to keepers")
-        try:
-            await self.announcer.announce(leaving=True)
-        except NetworkFailed as error:
-            logger.info("left without a word: %s", error)  # p2pd is gone; the record expires by itself
+            await _in_time(self._fold(), _FOLD_SECONDS, "what was trained since the last round was not saved")
+            try:
+                await self.host.checkpoint()
+            except BadCheckpoint as error:
+                logger.error("%s", error)
+            await _in_time(self.handing.tend(), _HAND_OVER_SECONDS, "not all units were handed to keepers")
         finally:
             await self._exchange.stop()
             await asyncio.to_thread(self.host.close)
 
     async def _fold(self) -> None:
         """Units of which this is the last live holder: what was trained since their round would go with it."""
-        await self.keeper.check_holders()
+        await self.keeper.company.check(self.host.span)
         folded = await self.host.fold(self.handing.sole_units())
         if folded:
             logger.info("saved what was trained since the last round units=%d", len(folded))
 
 
-async def _in_time(work: Coroutine[object, object, None], seconds: float, otherwise: str) -> None:
-    """Leaving must not wait for others for ever."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        logger.warning("%s: it took longer than %.0f s", otherwise, seconds)
+async def start_hosting(
+    node: Node, chosen: Load, config: HostingConfig, announcer: Announcer
+) -> tuple[Hosting, list[asyncio.Task[None]]]:
+    """Load what was chosen, catch up with its other holders, serve it; the last step is to tell the others. Returns the
+    tasks that serve it, too.
+
+    Raises:
+        BlockError, SwarmError: it cannot be loaded.
+        NetworkFailed: the others cannot be told.
+    """
+    async with AsyncExitStack() as undo:
+        host = await load(node, chosen, config)
+        undo.push_async_callback(asyncio.to_thread, host.close)
+        network = node.network
+        exchange = HivemindExchange(network, network.identity, node.config.run, averaging_config(node.spec))
+        await exchange.start()
+        undo.push_async_callback(exchange.stop)
+        keeper = _round_keeper(node, host, exchange)
+        await keeper.catch_up(is_start=True)
+        logger.info("caught up round=%d", host.round)
+        handing = await _serve_units(node, host, keeper)
+        train, decode, sessions = await _serve(node, host, chosen.source)
+        parts = HostParts(
+            me=network.peer_id,
+            host=host,
+            keeper=keeper,
+            announcer=announcer,
+            train=train,
+            decode=decode,
+            sessions=sessions,
+        )
+        state = node.config.state
+        pauser = Pauser(Withdrawal(parts), Switch(file=PauseFile(state), hours=config.hours), state)
+        await pauser.begin()
+        undo.callback(pauser.close)
+        await announcer.arrived(host)
+        undo.pop_all()
+    works = {
+        "optimizer steps": host.run(),
+        "rounds": keeper.run(),
+        "units for keepers": handing.run(),
+        "pauses": pauser.run(),
+        "session deadlines": _sweep(sessions),
+    }
+    tasks = [node.spawn(work, name) for name, work in works.items()]
+    return Hosting(parts, announcer, handing, exchange, pauser), tasks
 
 
-async def start_hosting(node: Node, config: HostingConfig) -> Hosting:
-    """See Node.host."""
-    spec = node.spec
-    source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, spec.model.compute_dtype, device)
-    span = config.span or pick_span(
-        node.router.records, source.num_blocks, _affordable(source, dtype, config.quantize), me=node.network.peer_id
-    )
-    if span.end > source.num_blocks:
-        raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
-    await asyncio.to_thread(check_weights, source, spec, span.blocks())
-    logger.info("model found name=%s blocks=%s", source.name, span)
-    averaging = averaging_config(spec)
-    rules = await _run_rules(node, source, config.lora_rank)
-    host = await load_host(
-        source,
-        HostConfig(
-            span=span,
-            dtype=dtype,
-            device=device,
-            quantize=config.quantize,
-            cache_bytes=config.cache_bytes,
-            num_threads=config.num_threads,
-            keep_bytes=config.keep_bytes,
-            resume=config.resume,
-        ),
-        rules,
-        node.config.state,
-    )
-    exchange = HivemindExchange(node.network, node.network.identity, node.config.run, averaging)
-    await exchange.start()
-    around = Surroundings(
-        directory=node.directory,
-        pool=node.pool,
-        dht_time=node.network.dht_time,
-        router=node.router,
-    )
-    keeper = RoundKeeper(
+def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKeeper:
+    averaging, network = averaging_config(node.spec), node.network
+    return RoundKeeper(
         host,
-        Averager(exchange, node.network.peer_id, rules.layout, averaging, rules=rules.units, now=node.network.dht_time),
-        around,
+        Averager(exchange, network.peer_id, host.rules.layout, averaging, rules=host.rules.units, now=network.dht_time),
+        Surroundings(directory=node.directory, pool=node.pool, dht_time=network.dht_time, router=node.router),
         KeeperConfig(
             whole=node.whole,
             averaging=averaging,
-            link=Link(client_mode=node.network.config.client_mode),
-            checkpoint_rounds=spec.rounds.checkpoint_rounds,
+            link=Link(
+                megabits_per_second=node.traffic.limit.megabits_per_second, client_mode=network.config.client_mode
+            ),
+            checkpoint_rounds=node.spec.rounds.checkpoint_rounds,
         ),
     )
-    handing = HandingOver(host, node.pool, keeper.others)
-    hosting = Hosting(host, keeper, handing, Announcer(node, host, config), exchange)
-    await keeper.catch_up(is_start=True)
-    logger.info("caught up round=%d", host.round)
-    safe = Safekeeping(host, node.network.peer_id, keeper.others, max_rounds_ahead=averaging.max_rounds_ahead)
-    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
-    await _serve(node, host, source)
-    for work, name in ((host.run(), "optimizer steps"), (keeper.run(), "rounds"), (handing.run(), "units for keepers")):
-        node.spawn(work, name)
-    logger.info("serving blocks=%s dtype=%s quantize=%s device=%s", span, dtype, config.quantize, device)
-    return hosting
 
 
-async def _run_rules(node: Node, source: ModelSource, own_rank: int) -> RunRules:
-    spec = node.spec
-    lora = lora_settings(spec, own_rank=own_rank)
-    shapes = await asyncio.to_thread(all_unit_shapes, lora, source)
-    return RunRules(
-        run=node.config.run,
-        layout=layout_digest(lora, source, shapes).hex(),
-        lora=lora,
-        optimizer=optimizer_config(spec),
-        batch_size=spec.training.batch_size,
-        units=unit_rules(spec),
-        shapes=shapes,
+async def _serve_units(node: Node, host: Host, keeper: RoundKeeper) -> HandingOver:
+    """Answer those who fetch units or give them to keep; returns the other side of the latter."""
+    company = keeper.company
+    safe = Safekeeping(
+        host,
+        node.network.peer_id,
+        company.others,
+        known=company.known,
+        max_rounds_ahead=averaging_config(node.spec).max_rounds_ahead,
     )
+    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
+    return HandingOver(host, node.pool, company.others)
 
 
-async def _serve(node: Node, host: Host, source: ModelSource) -> None:
+async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate, WorkGate, DecodeService]:
+    """Answer others; returns the gates before training and texts, and the sessions of texts."""
     edge = Edge(hidden_size=source.hidden_size, max_positions=source.max_positions)
     decode = DecodeService(
         DecodeParts(
@@ -246,9 +169,11 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> None:
         edge,
         node.pool,
     )
-    await node.serve(StreamKind.TRAIN, TrainService(host.trainer, host.shelf, edge, node.pool))
-    await node.serve(StreamKind.DECODE, decode)
-    node.spawn(_sweep(decode), "session deadlines")
+    train = TrainService(host.trainer, host.shelf, edge, node.pool)
+    gates = [WorkGate(service, node.network.peer_id, node.traffic.limit) for service in (train, decode)]
+    await node.serve(StreamKind.TRAIN, gates[0])
+    await node.serve(StreamKind.DECODE, gates[1])
+    return gates[0], gates[1], decode
 
 
 async def _sweep(decode: DecodeService) -> None:
@@ -257,9 +182,10 @@ async def _sweep(decode: DecodeService) -> None:
         await decode.sweep()
 
 
-def _affordable(source: ModelSource, dtype: torch.dtype, quantize: Quantization | None) -> int:
-    """How many blocks fit in half of the free memory; at least one, at most all."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    per_weight = dtype.itemsize if quantize is None else BYTES_PER_WEIGHT[quantize]
-    per_block = max(1, int(block_parameters(source) * per_weight))
-    return max(1, min(source.num_blocks, int(free * _MEMORY_SHARE) // per_block))
+async def _in_time(work: Coroutine[object, object, None], seconds: float, otherwise: str) -> None:
+    """Leaving must not wait for others for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        logger.warning("%s: it took longer than %.0f s", otherwise, seconds)

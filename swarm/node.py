@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,13 +27,16 @@ from peers.own_router import OwnRouter
 from peers.pool import Pool
 from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
+from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
-    from swarm.hosting import Hosting, HostingConfig
+    from swarm.holding import Holding
+    from swarm.hosting import Hosting
+    from swarm.loading import HostingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,10 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeConfig:
-    """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm."""
+    """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
+
+    `max_send` bounds what it sends, in bytes per second.
+    """
 
     run: RunId
     network: NetworkConfig
@@ -53,6 +60,7 @@ class NodeConfig:
     run_blob: bytes | None = None
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
+    max_send: float = math.inf
 
 
 class Node:
@@ -60,7 +68,7 @@ class Node:
 
     def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
-        self.traffic = Traffic()
+        self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -70,8 +78,9 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
-        self.hosting: Hosting | None = None
+        self._holding: Holding | None = None
         self._run_blob = run_blob
+        self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -115,7 +124,8 @@ class Node:
         return self.router
 
     async def host(self, config: HostingConfig) -> Hosting:
-        """Hold a span: load it, catch up with its other holders, serve it, take part in rounds.
+        """Hold a span: load it, catch up with its other holders, serve it, take part in rounds. Where nobody chose the
+        span by hand, this host moves to other blocks when the swarm lacks them more.
 
         Raises:
             BlockError: the model or the span does not fit.
@@ -123,29 +133,43 @@ class Node:
             NetworkFailed: p2pd ended before the swarm could be told.
         """
         # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
-        from swarm.hosting import start_hosting
+        from swarm.holding import Holding
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
-        self.hosting = await start_hosting(self, config)
-        await self.hosting.announcer.announce()  # from here on others can use this host
-        self.spawn(self.hosting.announcer.run(), "announcements")
-        logger.info("holding blocks=%s", self.hosting.host.span)
-        return self.hosting
+        self._holding = Holding(self, config)
+        return await self._holding.begin()
+
+    @property
+    def hosting(self) -> Hosting | None:
+        """What is held now; None also while it is being loaded."""
+        return None if self._holding is None else self._holding.hosting
 
     async def serve(self, kind: str, handler: Handler) -> None:
         """Answer streams of a kind, from other peers and from this one."""
-        server = CallServer(self.hello, handler, self.traffic)
         self.pool.add_local(kind, handler)
+        if kind in self._servers:  # p2pd takes one handler of a kind for good, so another one is put behind it
+            self._servers[kind].handler = handler
+            return
+        self._servers[kind] = server = CallServer(self.hello, handler, self.traffic)
         await self.network.serve_stream(kind, server.serve)
 
-    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """Run a background task until the node stops; its failure ends `wait`."""
-        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        """Run a background task until the node stops, or `end` ends it; its failure ends `wait`."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.append(task)
+        return task
+
+    async def end(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """End some background tasks."""
+        self._tasks = [task for task in self._tasks if task not in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def sealed_record(self) -> bytes:
         """This peer's own record as it was last announced; empty while it holds nothing."""
-        return b"" if self.hosting is None else self.hosting.announcer.sealed
+        return b"" if self._holding is None else self._holding.announcer.sealed
 
     def line(self) -> str:
         """How this peer stands, in one line."""
@@ -154,25 +178,31 @@ class Node:
             return hosts
         host = self.hosting.host
         samples = max((counted.samples for counted in host.counted().values()), default=0)
-        return f"blocks {host.span}, round {host.round}, {samples} samples since, {host.trainer.steps} steps, {hosts}"
+        line = f"blocks {host.span}, round {host.round}, {samples} samples since, {host.trainer.steps} steps, {hosts}"
+        paused = self.hosting.pauser.words()
+        return f"{paused}; {line}" if paused else line
 
     async def wait(self, seconds: float | None = None) -> None:
         """Until a background task fails, or `seconds` have passed; the task's error is raised here."""
         done, _ = await asyncio.wait(self._tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()
+            if not task.cancelled():
+                task.result()
 
     async def stop(self) -> None:
-        """Leave: checkpoint, withdraw, close streams, end p2pd; a step that fails does not keep the others from it."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        async with AsyncExitStack() as leaving:
-            leaving.push_async_callback(self.network.stop)
-            leaving.push_async_callback(self.pool.close)
+        """Leave: say so and finish what is in flight, checkpoint, close streams, end p2pd. A step that fails does not
+        keep the others from it.
+        """
+        try:
             if self.hosting is not None:
-                await self.hosting.stop()
+                await self.hosting.leave()
+        finally:
+            await self.end(self._tasks)
+            async with AsyncExitStack() as leaving:
+                leaving.push_async_callback(self.network.stop)
+                leaving.push_async_callback(self.pool.close)
+                if self.hosting is not None:
+                    await self.hosting.stop()
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.

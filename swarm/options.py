@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
 from peers.wire_format import WireFormat
+from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class JoinOptions(PeerOptions):
     `dtype` is auto (the run decides), bf16 or fp32; `device` is auto, cpu or cuda. `quantize` stores the
     frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
     `keep_megabytes` of disk are for units that others hold; those that dead peers left in `resume` are taken over.
+    `max_send` is in bytes per second; `hours` are when this peer takes part. None: no bound.
     """
 
     blocks: Span | None = None
@@ -76,6 +79,10 @@ class JoinOptions(PeerOptions):
     model: str | None = None
     keep_megabytes: int = 1024
     resume: tuple[Path, ...] = ()
+    max_blocks: int | None = None
+    max_memory_bytes: int | None = None
+    max_send: float = math.inf
+    hours: Hours | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

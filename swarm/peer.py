@@ -6,6 +6,7 @@ Synchronous; the network runs on a loop in its own thread (loop.py). The parts a
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from blocks.shared_client import SharedClient
     from swarm.data import SampleSet
-    from swarm.hosting import HostingConfig
+    from swarm.loading import HostingConfig
     from swarm.model import SwarmModel
     from swarm.train import Progress
     from swarm.training import TrainingResult
@@ -46,7 +47,7 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
     """
 
     state_root: Path
@@ -60,6 +61,7 @@ class PeerConfig:
     route_seconds: float = 300.0
     call_seconds: float = 120.0
     wire: WireFormat | None = None
+    max_send: float = math.inf
 
 
 class Peer:
@@ -93,6 +95,7 @@ class Peer:
                 run_blob=known.blob,
                 rules=config.rules,
                 route_seconds=config.route_seconds,
+                max_send=config.max_send,
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
             if isinstance(target, RunDirectory) and not network.client_mode:

@@ -20,8 +20,9 @@ class ProgressTeller:
 
     def __init__(self, host: Host, me: PeerId, directory: Directory, dht_time: Callable[[], float]) -> None:
         self.proposal: Proposal | None = None
+        self.away = ""
         self._host, self._me, self._directory, self._dht_time = host, me, directory, dht_time
-        self._told: tuple[int, int, Proposal | None, tuple[Keeping, ...]] | None = None
+        self._told: tuple[int, int, Proposal | None, str, tuple[Keeping, ...]] | None = None
         self._told_at = float("-inf")
 
     def own(self) -> PeerProgress:
@@ -32,11 +33,11 @@ class ProgressTeller:
         )
 
     async def tell(self) -> None:
-        """Publish if there is something to say and it is time to. A new round or proposal goes out at once."""
-        say = (self._host.round, self._samples(), self.proposal, self._keeps())
+        """Publish if there is something to say and it is time to. What others wait for goes out at once."""
+        say = (self._host.round, self._samples(), self.proposal, self.away, self._keeps())
         now = self._dht_time()
         age = now - self._told_at
-        urgent = self._told is None or (say[0], say[2]) != (self._told[0], self._told[2])
+        urgent = self._told is None or (say[0], *say[2:4]) != (self._told[0], *self._told[2:4])
         fresh = say == self._told or age < _BETWEEN_SECONDS
         if not urgent and fresh and age < LIFE_SECONDS / 2:
             return
@@ -50,7 +51,8 @@ class ProgressTeller:
             total_samples=max(tally.total_samples for tally in self._host.trainer.ledger.tallies.values()),
             digests=b"".join(digest for _, digest in sorted(self._host.digests().items())),
             proposal=say[2],
-            keeps=say[3],
+            away=say[3],
+            keeps=say[4],
             expires_at=now + LIFE_SECONDS,
         )
         await self._directory.publish(record)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from averaging.arrivals import Arrivals
 from averaging.averager import Averager, Link, RoundOutcome
-from averaging.bans import Bans
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import RoundFailed
 from averaging.exchange import VERSION_DIGEST_BYTES, Brought, Call, Version
@@ -23,11 +22,9 @@ from averaging.unit_round import UnitInput
 from blocks.ledger import Counted
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState
-from peers.directory import Directory
-from peers.pool import Pool
 from peers.records import ProgressRecord
-from peers.router import LiveRouter
 from swarm.catching_up import CatchUp, CatchUpConfig
+from swarm.company import Company, Surroundings
 from swarm.errors import BadCheckpoint
 from swarm.host import Host
 from swarm.progress import ProgressTeller, progress_of
@@ -53,36 +50,32 @@ class KeeperConfig:
     checkpoint_rounds: int = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
-    """What a host knows of the others: where they are found, how they are asked, and the clock that all agree on."""
-
-    directory: Directory
-    pool: Pool
-    dht_time: Callable[[], float]
-    router: LiveRouter
-
-
 class RoundKeeper:
     """Keeps one host in step with its run. Start `run()` in a task group."""
 
     def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
+        self.turn = asyncio.Lock()
+        """Held while this host looks at the run and averages; who takes it finds the host between rounds."""
         self._host, self._averager, self._around, self._config = host, averager, around, config
+        self.company = Company(around, host.rules.run, config.whole)
         self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
         self._catching_up = CatchUp(host, around.pool, CatchUpConfig(averaging=config.averaging))
-        self._records: Sequence[ProgressRecord] = ()
         averaging = config.averaging
         self._arrivals = Arrivals(
             first=averaging.matchmaking_seconds, least=2 * averaging.request_seconds, most=_MOST_WINDOW_SECONDS
         )
-        self._bans = Bans(around.dht_time)
         self._last_at = around.dht_time()
 
     @property
     def number(self) -> int:
         """The round that is to come."""
         return self._host.round + 1
+
+    @property
+    def is_away(self) -> bool:
+        """Whether this host stays out of rounds."""
+        return bool(self._progress.away)
 
     def words(self) -> str:
         """How the last round went and who is banned, for a line of status; empty before the first."""
@@ -91,36 +84,34 @@ class RoundKeeper:
             told.append(f"{self.last.seconds.total:.1f} s, {len(self.last.peers)} peers")
             if self.last.merging_error is not None:
                 told.append(f"merging error {self.last.merging_error:.1%}")
-        if banned := self._bans.banned():
+        if banned := self.company.banned():
             told.append(f"banned: {', '.join(sorted(banned))}")
         return f" ({'; '.join(told)})" if told else ""
 
     async def run(self) -> None:
         """Follow the run, until cancelled."""
         while True:
-            others = await self._look()
-            self._note_samples(others)
-            if self._catching_up.is_needed(others, self._around.dht_time()):
-                self._averager.forget(await self._catching_up.run(others))
-            await self._maybe_average(others)
-            await self._progress.tell()
+            async with self.turn:
+                if not self._progress.away:
+                    await self._follow()
             await asyncio.sleep(self._config.poll_seconds)
+
+    async def _follow(self) -> None:
+        others = await self.company.look()
+        self._note_samples(others)
+        if self._catching_up.is_needed(others, self._around.dht_time()):
+            self._averager.forget(await self._catching_up.run(others))
+        await self._maybe_average(others)
+        await self._progress.tell()
+
+    async def tell_away(self, why: str) -> None:
+        """Stay out of rounds from now on and tell the others (`why` is one of peers.records.AWAY); or come again."""
+        self._progress.away = why
+        await self._progress.tell()
 
     async def catch_up(self, *, is_start: bool = False) -> None:
         """Fetch the units of which another peer has a newer version, and stand at the newest round seen."""
-        self._averager.forget(await self._catching_up.run(await self._look(), is_start=is_start))
-
-    def others(self) -> list[ProgressRecord]:
-        """The other hosts as of the last look at the directory: those of whom no call has failed since."""
-        return self._usable(self._records)
-
-    async def check_holders(self) -> None:
-        """Ask the other holders of this host's blocks whether they are there; who is not is left out of `others`."""
-        await self._around.router.check([each.peer for each in self.others() if _overlap(each.span, self._host.span)])
-
-    async def _look(self) -> list[ProgressRecord]:
-        self._records = await self._around.directory.find_progress(self._host.rules.run, self._config.whole)
-        return self.others()
+        self._averager.forget(await self._catching_up.run(await self.company.look(), is_start=is_start))
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()
@@ -141,7 +132,7 @@ class RoundKeeper:
         company = [r for r in others if r.round == self._host.round and r.peer in meeting.members]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
         await self._around.router.check([record.peer for record in company])
-        await self.average(number, moment, self._usable(company), meeting)
+        await self.average(number, moment, self.company.usable(company), meeting)
 
     def _meeting(self, others: Sequence[ProgressRecord], number: int) -> Meeting:
         """With whom this host averages next, of all who are live."""
@@ -194,7 +185,7 @@ class RoundKeeper:
                 _brought(self._host.units, counted),
                 read,
                 link=self._config.link,
-                distrusts=self._bans.banned(),
+                distrusts=self.company.banned(),
             )
             if len(company):
                 self._arrivals.saw(outcome.seconds.formed, is_full=len(outcome.peers) > len(company))
@@ -214,20 +205,11 @@ class RoundKeeper:
         return outcome
 
     def _ban(self, outcome: RoundOutcome) -> None:
-        for peer, ban in self._bans.strike(outcome.offenders - {self._around.pool.me}).items():
+        for peer, ban in self.company.strike(outcome.offenders).items():
             logger.warning(
                 "round %d: peer %s is banned for %.0f s: most holders had values from it that cannot be right",
                 outcome.number, peer, ban.seconds,
             )  # fmt: skip
-
-    def _usable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
-        """The others of whom no call has failed lately, and who are not banned."""
-        health, banned = self._around.router.health, self._bans.banned()
-        return [
-            record
-            for record in records
-            if record.peer != self._around.pool.me and health.is_usable(record.peer) and record.peer not in banned
-        ]
 
     def _note_samples(self, others: Sequence[ProgressRecord]) -> None:
         """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
@@ -258,10 +240,6 @@ class RoundKeeper:
             if sum(entry.samples for entry in holders) > sum(entry.samples for entry in best):
                 best = holders
         return best
-
-
-def _overlap(one: Span, other: Span) -> bool:
-    return one.start < other.end and other.start < one.end
 
 
 def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundOutcome:

@@ -30,14 +30,21 @@ _FILE_BYTES = 1 << 16  # what a file takes besides tensors, and small ones
 class Safekeeping:
     """The keeper's side of one host; implements peers.units_service.UnitKeeper.
 
-    `others` are records of the other hosts that are believed to be there. A version more than `max_rounds_ahead` of
-    this host's round is refused: nothing newer could take its place.
+    `others` are records of the other hosts that are believed to be there, `known` also of those that leave. A version
+    more than `max_rounds_ahead` of this host's round is refused: nothing newer could take its place.
     """
 
     def __init__(
-        self, host: Host, me: PeerId, others: Callable[[], Sequence[ProgressRecord]], *, max_rounds_ahead: int
+        self,
+        host: Host,
+        me: PeerId,
+        others: Callable[[], Sequence[ProgressRecord]],
+        *,
+        known: Callable[[], Sequence[ProgressRecord]],
+        max_rounds_ahead: int,
     ) -> None:
-        self._host, self._me, self._others, self._max_rounds_ahead = host, me, others, max_rounds_ahead
+        self._host, self._me, self._others, self._known = host, me, others, known
+        self._max_rounds_ahead = max_rounds_ahead
 
     def look_at(self, peer: PeerId, offers: Sequence[Offer]) -> Wanted:
         """See UnitKeeper."""
@@ -45,7 +52,7 @@ class Safekeeping:
         wanted: list[UnitId] = []
         no_room: list[UnitId] = []
         promised = 0
-        held = [record.span for record in self._others() if record.peer == peer]
+        held = [record.span for record in self._known() if record.peer == peer]
         for offer in offers:
             self._check(peer, held, offer)
             if offer.unit in self._host.units or not kept.is_newer(offer.unit, offer.version):

@@ -55,6 +55,17 @@ def claim_state(root: Path, run_id: RunId) -> StateDirectory:
     raise BadConfig(f"{_MAX_PEERS} peers of this run have their state in {root / run_id}; give another --state")
 
 
+def states_of(root: Path, run_id: RunId | None = None) -> list[Path]:
+    """The state directories under `root` that there are, of one run or of all."""
+    found = (root / run_id).glob("peer-*") if run_id is not None else root.glob("*/peer-*")
+    return sorted(path for path in found if is_state(path))
+
+
+def is_state(path: Path) -> bool:
+    """Whether a peer has had its state here."""
+    return (path / _LOCK_NAME).is_file()
+
+
 def lock_state(path: Path) -> StateDirectory:
     """Make and lock exactly `path`, for a person who chose it with --state.
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """One look at a run. `missing` are blocks that nobody holds; `traffic` is of the hosts that answered."""
+    """One look at a run. `missing` are blocks that nobody holds; `paused` are peers that have some but serve nobody
+    now; `traffic` is of the hosts that answered.
+    """
 
     run: str
     name: str
@@ -25,6 +27,7 @@ class Status:
     hosts: tuple[PeerRecord, ...]
     progress: Mapping[str, ProgressRecord]
     trainers: tuple[TrainerRecord, ...]
+    paused: tuple[PeerRecord, ...] = ()
     traffic: Traffic = field(default_factory=dict)
 
     @property
@@ -53,6 +56,7 @@ class Status:
             "round": self.round,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "hosts": [self._host(host) for host in self.hosts],
+            "paused": [self._host(host) | {"paused_by": host.away} for host in self.paused],
             "trainers": [_trainer(trainer) for trainer in self.trainers],
             "traffic": traffic_plain(self.traffic),
         }
@@ -69,6 +73,17 @@ class Status:
                     str(host.round),
                     "" if progress is None else str(progress.samples),
                     f"{host.tokens_per_second:.0f}",
+                    host.dtype,
+                )
+            )
+        for host in sorted(self.paused, key=lambda record: (record.span.start, record.peer)):
+            rows.append(
+                (
+                    host.nickname or host.peer[-8:],
+                    f"{host.span}  paused by {_PAUSED_BY[host.away]}",
+                    str(host.round),
+                    "",
+                    "",
                     host.dtype,
                 )
             )
@@ -107,6 +122,7 @@ class Status:
         }
 
 
+_PAUSED_BY = {"hand": "hand", "hours": "its --hours"}
 COLUMNS = ("peer", "blocks", "round", "samples", "tokens/s", "dtype")
 
 
@@ -117,8 +133,9 @@ def _keeping(keeping: Keeping) -> dict[str, object]:
 def title(status: Status) -> str:
     """One line above the table."""
     gaps = f", nobody holds {_ranges(status.missing)}" if status.missing else ""
+    paused = f", {len(status.paused)} paused" if status.paused else ""
     return (
-        f"{status.name}: round {status.round}, {len(status.hosts)} hosts, {len(status.trainers)} trainers, "
+        f"{status.name}: round {status.round}, {len(status.hosts)} hosts{paused}, {len(status.trainers)} trainers, "
         f"{status.tokens_per_second:.0f} tokens/s trained{gaps}"
     )
 
@@ -136,6 +153,7 @@ async def look(node: Node) -> Status:
         hosts=node.router.records,
         progress={record.peer: record for record in progress},
         trainers=tuple(await node.directory.find_trainers(run)),
+        paused=tuple(record for record in node.router.found if record.away in _PAUSED_BY),
         traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,8 +70,10 @@ class _Lane:
 class _Pipe:
     """One direction of one connection: read at once, written when due, in order."""
 
-    def __init__(self, link: Link, lane: _Lane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._link, self._lane, self._reader, self._writer = link, lane, reader, writer
+    def __init__(
+        self, link: Link, lane: _Lane, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._link, self._lane, self._gate, self._reader, self._writer = link, lane, gate, reader, writer
         self._queue: deque[tuple[float, bytes | None]] = deque()
         self._queued_bytes = 0
         self._changed = asyncio.Event()
@@ -107,6 +111,7 @@ class _Pipe:
             if (left := due - loop.time()) > 0:
                 await asyncio.sleep(left)
             await self._link.running.wait()
+            await self._gate.wait()
             if chunk is None:
                 return False
             try:
@@ -125,6 +130,33 @@ class _Pipe:
         await self._changed.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """Whose connections are held back: those that these processes have dialled, or those of all others."""
+
+    pids: frozenset[int]
+    others: bool
+
+    def sockets(self) -> frozenset[str]:
+        """The sockets that the processes have open now, by inode."""
+        found = set()
+        for pid in self.pids:
+            try:
+                for entry in os.scandir(f"/proc/{pid}/fd"):
+                    name = os.readlink(entry.path)
+                    if name.startswith("socket:["):
+                        found.add(name[8:-1])
+            except OSError:
+                continue  # it has ended, or closed that one just now
+        return frozenset(found)
+
+    def holds(self, port: int, owned: Collection[str]) -> bool:
+        """Whether a connection from `port` of this machine is held back; `owned` is what `sockets` found."""
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        ours = any(row[1] == f"0100007F:{port:04X}" and row[9] in owned for row in rows)
+        return ours != self.others
+
+
 class Link:
     """One port of this machine that leads to another through `rules`, which may be changed at any time."""
 
@@ -139,6 +171,8 @@ class Link:
         self._ends: set[asyncio.Task[None]] = set()
         self._connections = 0
         self._is_cut = False
+        self._bar: _Bar | None = None
+        self._gates: dict[asyncio.Event, int] = {}  # of each connection, by the port from which it was dialled
 
     async def start(self, port: int = 0) -> int:
         """Listen; gives the port."""
@@ -168,6 +202,20 @@ class Link:
         """Take connections again."""
         self._is_cut = False
 
+    def bar(self, pids: Collection[int], *, others: bool) -> None:
+        """Hold back what was dialled by these processes, or by any `others`, now and later; connections stand."""
+        self._bar = _Bar(frozenset(pids), others)
+        owned = self._bar.sockets()
+        for gate, port in self._gates.items():
+            if self._bar.holds(port, owned):
+                gate.clear()
+
+    def unbar(self) -> None:
+        """Let go of what was held back."""
+        self._bar = None
+        for gate in self._gates:
+            gate.set()
+
     async def close(self) -> None:
         """End every connection and stop listening."""
         self.cut()
@@ -191,9 +239,13 @@ class Link:
             writer.transport.abort()
             return
         self._connections += 1
+        gate, dialled_from = asyncio.Event(), int(writer.get_extra_info("peername")[1])
+        self._gates[gate] = dialled_from
+        if self._bar is None or not self._bar.holds(dialled_from, self._bar.sockets()):
+            gate.set()
         pipes = {
-            asyncio.create_task(_Pipe(self, self._there, reader, far_writer).run()),
-            asyncio.create_task(_Pipe(self, self._back, far_reader, writer).run()),
+            asyncio.create_task(_Pipe(self, self._there, gate, reader, far_writer).run()),
+            asyncio.create_task(_Pipe(self, self._back, gate, far_reader, writer).run()),
         }
         self._pipes |= pipes
         left = set(pipes)
@@ -205,6 +257,7 @@ class Link:
                         end.transport.abort()
                     break
         finally:
+            del self._gates[gate]
             self._pipes -= pipes
             for pipe in left:
                 pipe.cancel()
@@ -239,14 +292,6 @@ class LinkProcess:
         found = self._ask("count", port=port)
         return LinkCount(**{key: int(str(value)) for key, value in found.items()})
 
-    def stall(self, port: int) -> None:
-        """See Link."""
-        self._ask("stall", port=port)
-
-    def resume(self, port: int) -> None:
-        """See Link."""
-        self._ask("resume", port=port)
-
     def cut(self, port: int) -> None:
         """See Link."""
         self._ask("cut", port=port)
@@ -254,6 +299,14 @@ class LinkProcess:
     def mend(self, port: int) -> None:
         """See Link."""
         self._ask("mend", port=port)
+
+    def bar(self, port: int, pids: Collection[int], *, others: bool = False) -> None:
+        """See Link."""
+        self._ask("bar", port=port, pids=list(pids), others=others)
+
+    def unbar(self, port: int) -> None:
+        """See Link."""
+        self._ask("unbar", port=port)
 
     def close(self) -> None:
         """End the process and all its links."""
@@ -275,7 +328,7 @@ class LinkProcess:
     ) -> None:
         self.close()
 
-    def _ask(self, what: str, **values: float) -> dict[str, object]:
+    def _ask(self, what: str, **values: object) -> dict[str, object]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -299,7 +352,7 @@ def free_port() -> int:
 
 async def _obey(links: dict[int, Link], order: dict[str, object]) -> dict[str, object]:
     """One order to a process of links."""
-    what = order.pop("what")
+    what, pids, others = order.pop("what"), order.pop("pids", []), order.pop("others", False)
     number = {key: float(str(value)) for key, value in order.items()}
     rules = LinkRules(**{key: number[key] for key in ("one_way_seconds", "bits_per_second") if key in number})
     if what == "open":
@@ -313,14 +366,15 @@ async def _obey(links: dict[int, Link], order: dict[str, object]) -> dict[str, o
             link.rules = rules
         case "count":
             return asdict(link.count())
-        case "stall":
-            link.stall()
-        case "resume":
-            link.resume()
         case "cut":
             link.cut()
         case "mend":
             link.mend()
+        case "bar":
+            assert isinstance(pids, list)
+            link.bar(pids, others=bool(others))
+        case "unbar":
+            link.unbar()
         case _:
             raise ValueError(f"links cannot {what}")
     return {}

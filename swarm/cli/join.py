@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Unpack
 
@@ -10,7 +11,9 @@ import click
 from blocks.spans import MAX_BLOCKS, Span, parse_span
 from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, quantization, quantize_option
 from swarm.cli.report import screen
+from swarm.hours import parse_hours
 from swarm.options import JoinOptions
+from swarm.sizes import parse_bandwidth, parse_memory
 
 
 class _Given(PeerGiven):
@@ -27,6 +30,10 @@ class _Given(PeerGiven):
     model: str | None
     keep_mb: int
     resume: tuple[Path, ...]
+    max_blocks: int | None
+    max_memory: str | None
+    max_bandwidth: str | None
+    hours: str | None
 
 
 @click.command(
@@ -35,11 +42,21 @@ Examples:
   swarm join tales/                                the run's first peer; prints the join string
   swarm join swarm1:gqJpZ... --blocks 0:15         hold the first half
   swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330
+  swarm join swarm1:gqJpZ... --hours 22-07 --max-memory 4GB --max-bandwidth 20Mbit
   swarm join tales/ --resume /mnt/ann --resume /mnt/bob      start again from what a dead swarm left""",
-    help=f"Hold blocks of a run's model, train and serve them until stopped.\n\n{JOIN_HELP}",
+    help=f"""Hold blocks of a run's model, train and serve them until stopped.
+
+{JOIN_HELP} What it takes of this machine is yours to bound: --max-memory, --max-bandwidth, --hours; and `swarm pause`
+lets it rest.""",
 )
 @peer_options
-@click.option("--blocks", default="auto", show_default=True, metavar="auto|A:B", help="Which blocks to hold.")
+@click.option(
+    "--blocks",
+    default="auto",
+    show_default=True,
+    metavar="auto|A:B",
+    help="Which blocks to hold; auto: what the swarm lacks most, now and later.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="To compute in; auto: the run's."
@@ -53,6 +70,10 @@ Examples:
 @click.option(
     "--lora-rank", type=click.IntRange(0), default=0, help="Train a smaller rank than the run's (merging 'power' only)."
 )
+@click.option("--max-blocks", type=click.IntRange(1), help="Hold so many blocks at most; which ones may change.")
+@click.option("--max-memory", metavar="SIZE", help="For all of this process, such as 4GB; on a GPU, of its memory.")
+@click.option("--max-bandwidth", metavar="RATE", help="What this peer sends at most, such as 20Mbit or 2.5MB/s.")
+@click.option("--hours", metavar="H-H", help="Take part only then, in local time: 22-07, or 22:30-07:15,12-13.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 @click.option(
     "--keep-mb", type=click.IntRange(0), default=1024, show_default=True, help="Disk for others' adapters, in MB."
@@ -82,6 +103,10 @@ def command(**given: Unpack[_Given]) -> None:
             model=given["model"],
             keep_megabytes=given["keep_mb"],
             resume=given["resume"],
+            max_blocks=given["max_blocks"],
+            max_memory_bytes=None if given["max_memory"] is None else parse_memory(given["max_memory"]),
+            max_send=math.inf if given["max_bandwidth"] is None else parse_bandwidth(given["max_bandwidth"]),
+            hours=None if given["hours"] is None else parse_hours(given["hours"]),
         )
         from swarm.quick_start import begin
 

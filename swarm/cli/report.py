@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
@@ -68,7 +68,8 @@ class _EchoHandler(logging.Handler):
     """Writes to stderr as it is now: above the progress line while rich shows one, instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        with suppress(OSError):  # a log on a full disk: no reason for a host to end, and nobody to tell
+            click.echo(self.format(record), err=True)
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -98,8 +99,9 @@ class TerminalScreen:
         self._shown_table = False
 
     def say(self, line: str) -> None:
-        """One finished line for a person, on stderr."""
-        self._err.print(escape(line))
+        """One finished line for a person, on stderr. On a full disk rich says it with a later line."""
+        with suppress(OSError):
+            self._err.print(escape(line))
 
     def result(self, line: str) -> None:
         """One line of the result, on stdout."""

@@ -3,16 +3,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from tests.chaos.chaos_swarm import ChaosSwarm, is_running
-from tests.integration.swarm.small_swarm import save_tiny_model, until
+from parts.chaos_hosts import is_running, until
+from parts.chaos_swarm import ChaosSwarm, tiny_layout
+from parts.tiny_model import save_tiny_model
 
 
 @pytest.fixture(scope="session")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosSwarm]:
     """One swarm for all tests, as each host takes seconds to start. At the end no process of it is left behind."""
     root = tmp_path_factory.mktemp("chaos")
-    swarm = ChaosSwarm(root, save_tiny_model(root / "model"))
+    swarm = ChaosSwarm(root, tiny_layout(root, save_tiny_model(root / "model")))
     try:
         yield swarm
     finally:

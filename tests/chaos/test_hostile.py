@@ -7,6 +7,8 @@ import socket
 import struct
 
 import pytest
+from parts.chaos_swarm import SPANS, ChaosSwarm, run_in
+from parts.tiny_model import WHOLE
 
 from peers.errors import NetworkFailed
 from peers.fields import to_body
@@ -15,8 +17,6 @@ from peers.network import PeerId
 from peers.records import PeerRecord
 from peers.wire import Frame, write_frame
 from swarm.peer import Peer
-from tests.chaos.chaos_swarm import SPANS, ChaosSwarm, run_in
-from tests.integration.swarm.small_swarm import WHOLE
 
 
 def nonsense(dice: random.Random) -> list[bytes]:

@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from parts.chaos_hosts import is_running
+from parts.chaos_swarm import BATCH, SETTLE_SECONDS, ChaosSwarm, Story
+from parts.faults import FaultKind, FaultPlan
+from parts.tiny_model import BACK, FRONT, WHOLE
 
 from peers.network import PeerId
 from swarm.model import Sampling
-from tests.chaos.chaos_swarm import BATCH, SETTLE_SECONDS, ChaosSwarm, Story, is_running
-from tests.chaos.faults import FaultPlan
 from tests.chaos.watched_pool import unwatch, watch
-from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, until
+from tests.integration.swarm.small_swarm import until
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def test_a_host_killed_in_the_middle_of_training_neither_stops_nor_corrupts_it(s
     swarm.rest()
     before = swarm.counted(0), swarm.counted(BACK.start)
     doomed = [name for name in swarm.alive if swarm.hosts[name].host.span == FRONT]
-    plan = FaultPlan(seed=7).kill_one_of(doomed, at_step=5)
+    plan = FaultPlan(seed=7).add_one_of(FaultKind.KILL, doomed, at=5)
     family = swarm.family(plan.faults[0].name)
     story = swarm.train(trainer, 16, plan)
     number = swarm.newest_round

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from parts.chaos_hosts import START_SECONDS
+from parts.chaos_swarm import BATCH, ChaosSwarm, Story
+from parts.faults import FaultKind, FaultPlan
+from parts.tiny_model import save_counting_rows
 
 from swarm.join_string import format_join
 from swarm.train import STATE_NAME
-from tests.chaos.chaos_swarm import BATCH, ChaosSwarm, Story
-from tests.chaos.faults import FaultPlan
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +47,13 @@ def test_a_killed_trainer_goes_on_where_its_data_stood_and_holds_nobody_up(
 ) -> None:
     swarm.ensure(front=1, back=1)
     state = swarm.root / "states" / f"killed-{kind}"
-    data = swarm.root / "rows.jsonl"
-    rows = [{"text": " ".join(f"w{3 + (start * 7 + step) % 100}" for step in range(24))} for start in range(64)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = save_counting_rows(swarm.root / "rows.jsonl", 64)
     other = swarm.enter("trainer")
     assert swarm.join is not None
     arguments = ("train", format_join(swarm.join), "--data", str(data), "--state", str(state), "--threads", "1")
     script = Path(__file__).with_name("dying_trainer.py")
     dead = swarm.command(*arguments, "--steps", "50", program=(str(script), kind, str(number)))
-    assert dead.wait(timeout=90) == -9
+    assert dead.wait(timeout=START_SECONDS) == -9
     died_at = time.monotonic()
     saved = json.loads((state / STATE_NAME).read_text())
     assert saved["step"] >= 1
@@ -63,7 +63,7 @@ def test_a_killed_trainer_goes_on_where_its_data_stood_and_holds_nobody_up(
     logger.info("trainer killed in %s: 4 steps of another took %.1f s", kind, took)
     assert took < DRAIN_SECONDS, "its open microbatches held up the others"
     again = swarm.command(*arguments, "--steps", "3")
-    assert again.wait(timeout=90) == 0
+    assert again.wait(timeout=START_SECONDS) == 0
     after = json.loads((state / STATE_NAME).read_text())
     assert after["step"] == saved["step"] + 3
     assert after["samples"] == saved["samples"] + 3 * BATCH
@@ -76,7 +76,7 @@ def test_a_killed_trainer_goes_on_where_its_data_stood_and_holds_nobody_up(
 def test_a_host_that_sleeps_is_passed_by_and_catches_up(swarm: ChaosSwarm) -> None:
     swarm.ensure()
     impatient = swarm.enter("impatient", call_seconds=3.0)
-    plan = FaultPlan(seed=3).freeze("b", at_step=2)
+    plan = FaultPlan(seed=3).add(FaultKind.STOP, "b", at=2)
     story = Story()
     try:
         swarm.train(impatient, 8, plan, story)

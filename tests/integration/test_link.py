@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -185,3 +187,49 @@ async def frame_seconds(stream: ByteStream, data: bytes) -> float:
         size = int.from_bytes(await stream.reader.readexactly(4), "big")
         assert await stream.reader.readexactly(size) == data
     return time.perf_counter() - began
+
+
+CONNECT = """
+import socket, sys
+peer = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+for line in sys.stdin:
+    peer.settimeout(float(line))
+    peer.sendall(b"x")
+    try:
+        print(peer.recv(1).decode(), flush=True)
+    except TimeoutError:
+        print("nothing", flush=True)
+"""
+
+
+class Dialler:
+    """A process that dials a port; `ask` sends a byte and waits so many seconds for what comes back."""
+
+    def __init__(self, port: int) -> None:
+        command = [sys.executable, "-c", CONNECT, str(port)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    async def ask(self, seconds: float = WAIT_SECONDS) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_barred_link_holds_back_whom_it_shall_and_nobody_else(echo_port: int, others: bool) -> None:
+    with LinkProcess() as links:
+        port = links.open(echo_port)
+        ann, bob = Dialler(port), Dialler(port)
+        assert [await each.ask() for each in (ann, bob)] == ["x", "x"]
+        links.bar(port, [ann.process.pid], others=others)
+        barred, free = (bob, ann) if others else (ann, bob)
+        assert await free.ask() == "x"
+        assert await barred.ask(0.3) == "nothing"
+        late = Dialler(port)  # one of the others, who comes while the bar stands
+        assert await late.ask(0.3 if others else WAIT_SECONDS) == ("nothing" if others else "x")
+        links.unbar(port)
+        assert await barred.ask() == "x", "what was held back goes on, and the connection stood"
+        for dialler in (ann, bob, late):
+            dialler.process.communicate()

@@ -76,7 +76,7 @@ class Compare:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Played:
     """One round as one peer saw it. `whole` when every unit was averaged among all who were expected;
-    `met` counts its group, 0 without one.
+    `met` counts its group, 0 without one; `allreduce_seconds` are of flat vectors, as a part of the phase `reduce`.
     """
 
     seconds: float
@@ -86,6 +86,7 @@ class Played:
     applied: int = 0
     digest: bytes = b""
     bytes_sent: int = 0
+    allreduce_seconds: float = 0.0
     reason: str = ""
 
 
@@ -97,6 +98,7 @@ class Row:
     whole: bool
     phases: Mapping[str, float]
     bytes_sent: float
+    allreduce_seconds: float
     reasons: tuple[str, ...]
 
 
@@ -165,6 +167,7 @@ def row_of(found: Sequence[Played]) -> Row:
         whole=all(each.whole for each in found),
         phases={name: max(each.phases[name] for each in found) for name in PHASES},
         bytes_sent=sum(each.bytes_sent for each in found) / len(found),
+        allreduce_seconds=max(each.allreduce_seconds for each in found),
         reasons=tuple(each.reason for each in found if each.reason),
     )
 
@@ -202,15 +205,19 @@ def serve(pipe: Pipe, setup: Setup) -> None:
 
 
 class _TellingExchange(HivemindExchange):
-    """Calls `on_reduce` when its all-reduce begins."""
+    """Calls `on_reduce` when its all-reduce begins, and notes how long it takes."""
 
     on_reduce: Callable[[], None] | None = None
+    seconds = 0.0
 
     async def reduce(self, group: Group, work: Sequence[ClassWork]) -> Mapping[bytes, Reduced]:
         """As the base's."""
         if self.on_reduce is not None:
             self.on_reduce()
-        return await super().reduce(group, work)
+        began = time.perf_counter()
+        reduced = await super().reduce(group, work)
+        self.seconds = time.perf_counter() - began
+        return reduced
 
 
 class _Peer:
@@ -280,6 +287,7 @@ class _Peer:
             applied=len(done.applied),
             digest=merge.digest(vectors),
             bytes_sent=done.bytes_sent,
+            allreduce_seconds=self._exchange.seconds,
             reason="; ".join(sorted(set(done.kept.values()))),
         )
 

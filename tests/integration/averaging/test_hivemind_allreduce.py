@@ -17,6 +17,7 @@ from averaging.exchange import ClassWork, UnitClass
 from averaging.hivemind_allreduce import ClassRunner, Place
 from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_servicer import AveragingServicer
+from averaging.part_message import PartMessage
 from averaging.robust import Segment
 from blocks.spans import unit_of
 from peers.network import PeerId
@@ -43,13 +44,13 @@ def runner_of(me: PeerID) -> ClassRunner:
     )
 
 
-async def ended() -> AsyncIterator[averaging_pb2.AveragingData]:
+async def ended() -> AsyncIterator[PartMessage]:
     """A stream that ends without a word."""
     for message in ():
         yield message
 
 
-async def answers_to(runner: ClassRunner, sender: PeerID) -> list[averaging_pb2.AveragingData]:
+async def answers_to(runner: ClassRunner, sender: PeerID) -> list[PartMessage]:
     context: Any = SimpleNamespace(remote_id=sender)
     return [answer async for answer in runner.rpc_aggregate_part(ended(), context)]
 
@@ -68,16 +69,16 @@ async def test_a_stream_that_ends_is_blamed_only_when_nobody_says_who_broke_the_
         with pytest.raises(LostPeer) as failure:
             await own_share
     assert answer.code == averaging_pb2.CANCELLED
-    assert PeerID(answer.peer_id) == failure.value.peer == blamed
+    assert PeerID(answer.culprit) == failure.value.peer == blamed
 
 
 @pytest.mark.parametrize(("told", "blamed"), [(True, BOB), (False, ANN)])
 async def test_a_handler_that_is_cut_off_blames_its_sender_only_when_nobody_says_who_broke_the_class(
     told: bool, blamed: PeerID
 ):
-    async def open_stream() -> AsyncIterator[averaging_pb2.AveragingData]:
+    async def open_stream() -> AsyncIterator[PartMessage]:
         await asyncio.Event().wait()
-        yield averaging_pb2.AveragingData()
+        yield PartMessage()
 
     runner = runner_of(CAT)
     context: Any = SimpleNamespace(remote_id=ANN)

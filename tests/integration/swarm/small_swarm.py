@@ -12,52 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from parts.tiny_model import BACK, FRONT, NUM_BLOCKS, VOCAB_SIZE, WHOLE, save_tiny_model
 
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.data import SampleSet
 from swarm.host import Host
-from swarm.hosting import HostingConfig
 from swarm.join_string import RunDirectory
+from swarm.loading import HostingConfig
 from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
 
-NUM_BLOCKS = 6
-FRONT, BACK, WHOLE = Span(0, 3), Span(3, 6), Span(0, 6)
 NO_ROUNDS = 10**9
-VOCAB_SIZE = 128
 CACHE_BYTES = 64 << 20
+__all__ = ["BACK", "FRONT", "NUM_BLOCKS", "VOCAB_SIZE", "WHOLE", "SmallSwarm", "save_tiny_model"]
 Tables = Mapping[str, Mapping[str, object]]
-
-
-def save_tiny_model(directory: Path) -> Path:
-    """Six random llama blocks and a tokenizer of words w3 to w127. Large weights, so that texts are not all alike."""
-    torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=NUM_BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,  # texts end at their length, so that tests know when
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
-    ).save_pretrained(directory)
-    return directory
 
 
 def random_samples(count: int, *, shortest: int = 8, longest: int = 40, seed: int = 5) -> SampleSet:

@@ -267,12 +267,17 @@ def test_of_two_members_neither_shuts_the_other_out():
 
 def test_reducers_work_in_proportion_to_bandwidth_and_peers_behind_nat_do_not():
     group = [
-        bring("a", [0], megabits_per_second=30.0),
-        bring("b", [0], megabits_per_second=10.0),
+        bring("a", [0], megabits_per_second=300.0),
+        bring("b", [0], megabits_per_second=100.0),
         bring("c", [0], megabits_per_second=1000.0, client_mode=True),
         bring("d", [0], megabits_per_second=math.nan),
     ]
     assert planning.fractions([PeerId(name) for name in "abcd"], group) == (0.5, 10 / 60, 0.0, 20 / 60)
+
+
+def test_who_keeps_its_bandwidth_low_reduces_less_than_those_who_do_not_know_theirs():
+    group = [bring("a", [0], megabits_per_second=20.0), bring("b", [0])]
+    assert planning.fractions([PeerId("a"), PeerId("b")], group) == (20 / 120, 100 / 120)
 
 
 def test_weights_are_samples_or_tokens_or_equal_and_who_saw_no_sample_has_none():

@@ -14,6 +14,7 @@ from peers.identity import Identity
 from peers.keeping import Copy, told
 from peers.network import PeerId
 from peers.records import (
+    AWAY,
     MAX_SEALED_BYTES,
     Keeping,
     PeerRecord,
@@ -48,9 +49,13 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
+    host = replace(host, capacity=20, pinned=True, since=990.0, moved=True, moves_to=Span(3, 9))
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
+    for away in AWAY:
+        rests = replace(host, roles=(), away=away)
+        assert open_record(seal_record(ann, rests), PeerRecord, run=RUN, now=NOW) == rests
     kept = (Keeping(Span(9, 11), 3, b"ABCDEFGHabcdefgh"), Keeping(Span(11, 12), 2, b"12345678"))
-    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5), keeps=kept)
+    moving = progress(ann.peer, digests=b"0123456789abcdef", proposal=(2, 1010.5, 1.5), keeps=kept, away="hours")
     assert open_record(seal_record(ann, moving), ProgressRecord, run=RUN, now=NOW) == moving
     assert moving.digest_of(3) == b"89abcdef"
     assert moving.digest_of(4) is None
@@ -158,10 +163,20 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("software", 5),
         ("dtype", "F32; rm"),
         ("roles", ["king"]),
+        ("capacity", -1),
+        ("capacity", 4097),
+        ("pinned", 1),
+        ("since", float("inf")),
+        ("since", -1.0),
+        ("moved", "yes"),
+        ("moves_to", [3, 3]),
         ("peer", "0OIl"),
         ("run", "a/b"),
         ("expires_at", float("inf")),
         ("expires_at", None),
+        ("away", "gone"),
+        ("away", "hand\n"),
+        ("away", None),
     ],
 )
 def test_a_field_that_cannot_be_right_is_refused_by_name(ann: Identity, field: str, value: object) -> None:

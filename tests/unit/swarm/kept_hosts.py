@@ -108,7 +108,13 @@ class KeptSwarm:
         def others() -> Sequence[ProgressRecord]:
             return [other.record() for other in self.hosts.values() if other is not host]
 
-        safe = self.safe[name] = Safekeeping(host, PeerId(name), others, max_rounds_ahead=64)  # type: ignore[arg-type]
+        safe = self.safe[name] = Safekeeping(
+            host,  # type: ignore[arg-type]
+            PeerId(name),
+            others,
+            known=others,
+            max_rounds_ahead=64,
+        )
         network = self.network.join(name)
         server = CallServer(HELLO, UnitsService(host, safe, unit_digest), Traffic())
         await network.serve_stream("units", server.serve)

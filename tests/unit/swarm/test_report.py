@@ -1,5 +1,6 @@
 """What the terminal shows: results on stdout, progress replaced on a terminal and thinned in a pipe."""
 
+import errno
 import io
 import json
 import logging
@@ -9,6 +10,17 @@ import pytest
 from rich.console import Console
 
 from swarm.cli.report import TerminalScreen, set_up_logging
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing while it is full."""
+
+    is_full = True
+
+    def write(self, text: str) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
 
 
 class Clock:
@@ -77,3 +89,18 @@ def root_logger() -> Iterator[logging.Logger]:
 def test_verbosity_sets_the_level(root_logger: logging.Logger, verbosity: int, level: int) -> None:
     set_up_logging(verbosity)
     assert root_logger.level == level
+
+
+def test_what_cannot_be_written_ends_nothing(root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk()
+    monkeypatch.setattr("sys.stderr", disk)
+    set_up_logging(0)
+    screen = TerminalScreen(err=Console(file=disk))
+    root_logger.warning("logged on a full disk")
+    screen.say("said on a full disk")
+    screen.now("going on")
+    disk.is_full = False
+    root_logger.warning("logged")
+    screen.say("said")
+    assert disk.getvalue().splitlines()[0] == "logged"
+    assert disk.getvalue().splitlines()[-1] == "said"

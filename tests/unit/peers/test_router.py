@@ -1,0 +1,105 @@
+"""The live router leaves out who fails or does not serve yet, and takes it back at its first sign of life."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, cast
+
+from blocks.spans import Span
+from peers.calls import Answer
+from peers.errors import PeerLost
+from peers.messages import AskInfo, InfoReply
+from peers.network import PeerId
+from peers.pool import Pool
+from peers.router import LiveRouter, RouterConfig
+from tests.fakes import RUN, FakeDirectory, fake_peer_id, peer_record
+
+ANN, ME = fake_peer_id("ann"), fake_peer_id("me")
+WHOLE = Span(0, 2)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class InfoPool:
+    """Answers probes with `record`; None: nobody answers."""
+
+    me = ME
+
+    def __init__(self) -> None:
+        self.record: bytes | None = b"record"
+        self.asked = 0
+
+    async def call(self, peer: PeerId, kind: str, message: object, tensors: Any = (), *, seconds: float) -> Answer:
+        assert isinstance(message, AskInfo)
+        self.asked += 1
+        if self.record is None:
+            raise PeerLost(f"peer {peer} is gone")
+        return Answer(message=InfoReply(record=self.record, unix_seconds=0.0))
+
+
+class Around:
+    """A router that knows of one host."""
+
+    def __init__(self) -> None:
+        self.clock, self.pool = Clock(), InfoPool()
+        self.directory = FakeDirectory(self.clock)
+        config = RouterConfig(run=RUN, whole=WHOLE)
+        self.router = LiveRouter(self.directory, cast(Pool, self.pool), config, rng=random.Random(1), clock=self.clock)
+
+    def refresh(self) -> bool:
+        """Whether the host may be used now."""
+        asyncio.run(self.router.refresh())
+        return self.router.health.is_usable(ANN)
+
+    def announce(self, expires_at: float) -> None:
+        asyncio.run(self.directory.publish(peer_record(ANN, WHOLE, expires_at=expires_at)))
+
+
+def test_a_host_that_was_started_again_is_left_out_until_it_serves_its_blocks() -> None:
+    around = Around()
+    around.announce(1060.0)
+    assert around.refresh()
+    around.router.failed(ANN, "its stream ended")
+    around.pool.record = b""  # it answers, and holds nothing yet; its record is of its life before
+    around.clock.now += 2.0
+    assert not around.refresh()
+    around.pool.record = b"record"
+    around.clock.now += 60.0
+    around.announce(1120.0)
+    assert around.refresh()
+
+
+def test_who_announces_itself_anew_is_asked_at_once() -> None:
+    around = Around()
+    around.announce(1060.0)
+    assert around.refresh()
+    around.pool.record = None
+    for _ in range(6):  # each probe that fails doubles the wait for the next
+        around.clock.now += 3.0
+        around.router.failed(ANN, "no answer")
+    around.pool.record, asked = b"record", around.pool.asked
+    assert not around.refresh(), "its turn has not come, and its record is the old one"
+    assert around.pool.asked == asked
+    around.announce(1070.0)
+    assert around.refresh()
+    assert around.pool.asked == asked + 1
+
+
+def test_one_announcement_is_one_probe_more() -> None:
+    around = Around()
+    around.announce(1060.0)
+    assert around.refresh()
+    around.pool.record = None
+    for _ in range(6):
+        around.router.failed(ANN, "no answer")
+    around.announce(1070.0)
+    asked = around.pool.asked
+    assert not around.refresh()
+    assert not around.refresh()
+    assert around.pool.asked == asked + 1
