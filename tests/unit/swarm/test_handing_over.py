@@ -16,6 +16,7 @@ from blocks.errors import BadAdapter
 from blocks.spans import Span, UnitId
 from blocks.unit_state import UnitState
 from peers.errors import PeerLost, Refused
+from peers.keeping import keepers_of
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.traffic import Traffic
@@ -96,13 +97,15 @@ async def test_the_second_holder_does_it_when_the_first_does_not(swarm: KeptSwar
 
 async def test_a_keeper_without_room_is_passed_over_for_one_that_has_some(swarm: KeptSwarm) -> None:
     await swarm.add("ann", BACK, trained(2), trained(3))
-    for name in ("xin", "yan"):
-        await swarm.add(name, FRONT, most_bytes=100)
-    await swarm.handing["ann"].tend()
-    await swarm.add("zoe", FRONT)
-    await swarm.handing["ann"].tend()
-    assert [swarm.kept(name) for name in ("xin", "yan")] == [{}, {}]
-    assert swarm.kept("zoe").keys() == {2, 3}
+    names = [PeerId(f"host-{number}") for number in range(6)]
+    chosen = {keeper for block in BACK.blocks() for keeper in keepers_of(unit(block), {PeerId("ann")}, names)}
+    roomy = next(name for name in names if name not in chosen)  # the rule comes to it last
+    for name in names:
+        await swarm.add(name, FRONT, most_bytes=1 << 20 if name == roomy else 100)
+    for _ in range(3):
+        await swarm.handing["ann"].tend()
+    assert {name for name in names if swarm.kept(name)} == {roomy}
+    assert swarm.kept(roomy).keys() == {2, 3}
 
 
 async def test_a_keeper_that_is_gone_ends_nothing(swarm: KeptSwarm) -> None:
