@@ -14,8 +14,8 @@ from peers.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, sev
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
 from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, OFFER, PLACE, SPAN, TIMING, UNIT, Offer, Place, Timing
 
-PROTOCOL_MIN = 3  # 1 drove chains hop by hop, 2 brought scaled values to rounds
-PROTOCOL_MAX = 3
+PROTOCOL_MIN = 4  # 1 drove chains hop by hop, 2 brought scaled values to rounds, 3 sent their parts as protobuf
+PROTOCOL_MAX = 4
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_HOPS = 256
