@@ -18,7 +18,7 @@ from peers.answering import CallServer
 from peers.calls import Answer, Caller, Question, dial, hello_maker
 from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
 from peers.fields import to_body
-from peers.messages import AskInfo, CloseSession, Hello, RefusalCode
+from peers.messages import PROTOCOL_MAX, PROTOCOL_MIN, AskInfo, CloseSession, Hello, RefusalCode
 from peers.network import ByteStream, PeerId
 from peers.pool import Pool
 from peers.traffic import Traffic
@@ -121,7 +121,10 @@ async def test_errors_become_refusals_and_the_stream_lives_on(swarm: FakeSwarm, 
     ("ours", "words"),
     [
         (replace(HELLO(), run="run-2"), ["run-1", "run-2"]),
-        (replace(HELLO(), low=7, high=9, software="swarmtune 9"), ["3 to 3", "swarmtune 1", "7 to 9", "swarmtune 9"]),
+        (
+            replace(HELLO(), low=7, high=9, software="swarmtune 9"),
+            [f"{PROTOCOL_MIN} to {PROTOCOL_MAX}", "swarmtune 1", "7 to 9", "swarmtune 9"],
+        ),
     ],
     ids=["another run", "no common version"],
 )
