@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from parts.chaos_hosts import Layout
 from parts.chaos_swarm import BATCH, SETTINGS, ChaosSwarm, tiny_layout
-from parts.churn_course import Churn, Work, kill_everybody, kill_last_holder, kills, train_under
+from parts.churn_course import Churn, Work, kill_everybody, kill_last_holder, kills, num_steps, train_under
 from parts.fault_course import HELD_OUT_ROWS, ROWS, STRIKE_AT, calm_losses, gap, play
 from parts.faults import ALL_KINDS, Fault, FaultKind, FaultPlan
 from parts.report import Bench, Values, run_parts
@@ -118,7 +118,7 @@ def _on_its_own(bench: Bench, layout: Layout, name: str, plan: FaultPlan, steps:
         swarm.start_all()
         trainer, work = _enter(swarm)
         usual = swarm.train(trainer, WARM_STEPS, data=work.rows).usual_step
-        found = train_under(swarm, trainer, work, plan, steps or round(0.85 * CHURN_SECONDS / usual))
+        found = train_under(swarm, trainer, work, plan, steps or num_steps(0.85 * CHURN_SECONDS, usual))
     finally:
         swarm.close()
     bench.say(f"{name}: {found}")
@@ -137,7 +137,7 @@ def _on_one_swarm(bench: Bench, layout: Layout) -> tuple[Churn, Churn]:
             (QUICK_SECONDS / 3, FaultPlan(seed=0)),
             (QUICK_SECONDS, kills(0, list(layout.spans), QUICK_EVERY_SECONDS, 2)),
         ):
-            found.append(train_under(swarm, trainer, work, plan, round(seconds / usual)))
+            found.append(train_under(swarm, trainer, work, plan, num_steps(seconds, usual)))
             bench.say(str(found[-1]))
     finally:
         swarm.close()

@@ -16,6 +16,7 @@ from swarm.data import SampleSet
 from swarm.peer import Peer
 
 RESTART_SECONDS = 2.0  # after a kill
+_LEAST_STEPS = 6
 GIVEN_UP_SECONDS = 45.0  # a last holder that nobody has replaced by then is started again
 
 
@@ -43,6 +44,11 @@ def kills(seed: int, names: Sequence[str], every_seconds: float, count: int) -> 
         name = names[(number + seed) % len(names)]
         plan = plan.add(FaultKind.KILL, name, at=number * every_seconds, seconds=RESTART_SECONDS)
     return plan
+
+
+def num_steps(seconds: float, usual_step: float) -> int:
+    """How many steps take about so long; enough to tell a speed even on a machine that is busy with other things."""
+    return max(_LEAST_STEPS, round(seconds / usual_step))
 
 
 def speed(story: Story, tokens_per_step: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from parts.chaos_swarm import Story
-from parts.churn_course import RESTART_SECONDS, kills, speed
+from parts.churn_course import RESTART_SECONDS, kills, num_steps, speed
 from parts.fault_course import Stretch, gap
 from parts.faults import FaultKind
 
@@ -40,3 +40,8 @@ def test_kills_take_one_host_after_another_at_their_pace() -> None:
 
 def test_speed_leaves_out_the_first_step() -> None:
     assert speed(Story(steps_at=[100.0, 101.0, 103.0]), tokens_per_step=30.0) == 20.0
+
+
+def test_a_slow_machine_still_makes_steps_enough_to_tell_a_speed() -> None:
+    assert num_steps(12.0, 0.5) == 24
+    assert num_steps(12.0, 20.0) == 6
