@@ -107,10 +107,12 @@ class Healer:
         return True
 
     def _usable(self) -> list[PeerRecord]:
-        """Of all records, those of peers that were there when they were last asked."""
-        health = self._router.health
+        """Of all records, those of peers that were there when they were last asked, and of those that are loading."""
+        health, me = self._router.health, self._config.me
         return [
-            record for record in self._router.found if record.peer == self._config.me or health.is_usable(record.peer)
+            record
+            for record in self._router.found
+            if record.peer == me or health.is_usable(record.peer) or ("host" not in record.roles and record.moves_to)
         ]
 
     def _standings(self) -> list[Standing]:

@@ -51,8 +51,12 @@ class Holding:
         )
         self.announcer = Announcer(node, place, nickname=config.nickname)
         await self.announcer.announce()  # so that who comes at the same moment chooses other blocks
-        self.hosting, self._tasks = await start_hosting(node, chosen, config, self.announcer)
-        node.spawn(self.announcer.run(), "announcements")
+        announcing = node.spawn(self.announcer.run(), "announcements")
+        try:
+            self.hosting, self._tasks = await start_hosting(node, chosen, config, self.announcer)
+        except BaseException:
+            await node.end([announcing])  # nobody may wait for blocks that are not coming
+            raise
         if not place.pinned:
             of_this = HealerConfig(me=node.network.peer_id, num_blocks=len(node.whole))
             healer = Healer(self, node.router, node.network.dht_time, of_this)

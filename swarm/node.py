@@ -168,8 +168,8 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def sealed_record(self) -> bytes:
-        """This peer's own record as it was last announced; empty while it holds nothing."""
-        return b"" if self._holding is None else self._holding.announcer.sealed
+        """This peer's own record as it was last announced; empty while it serves nothing, also while it loads."""
+        return b"" if self._holding is None or self.hosting is None else self._holding.announcer.sealed
 
     def line(self) -> str:
         """How this peer stands, in one line."""

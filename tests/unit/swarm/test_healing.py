@@ -1,0 +1,156 @@
+"""When a host moves: when it is the one, once its promise was seen, and not when others were there first."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from blocks.spans import Span
+from peers.errors import NetworkFailed
+from peers.health import Health
+from peers.moving import MovingRules
+from peers.network import PeerId
+from peers.records import PeerRecord
+from swarm.healing import Healer, HealerConfig, sole_holders
+from tests.fakes import peer_record
+
+ANN, BOB, CAT = PeerId("ann"), PeerId("bob"), PeerId("cat")
+FRONT, BACK = Span(0, 3), Span(3, 6)
+NOW = 1000.0
+
+
+def host(peer: PeerId, span: Span, **changes: object) -> PeerRecord:
+    record = replace(peer_record(peer, span), capacity=3, since=1.0, roles=("host",))
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeRouter:
+    """What a router has seen; `later` is what it sees once it looks again."""
+
+    found: tuple[PeerRecord, ...]
+    later: tuple[PeerRecord, ...] | None = None
+    gone: frozenset[PeerId] = frozenset()
+    health: Health = field(default_factory=lambda: Health(lambda: 0.0))
+    checked: list[PeerId] = field(default_factory=list)
+
+    async def check(self, peers: list[PeerId]) -> None:
+        self.checked += peers
+        for peer in self.gone.intersection(peers):
+            self.health.failed(peer, "no answer")
+
+    async def refresh(self) -> None:
+        self.found = self.later or self.found
+
+
+@dataclass
+class FakeMover:
+    """A host that notes what it is asked to do."""
+
+    fits: bool = True
+    is_away: bool = False
+    is_deaf: bool = False
+    promised: list[Span | None] = field(default_factory=list)
+    moved: list[Span] = field(default_factory=list)
+
+    async def promise(self, span: Span | None) -> None:
+        if self.is_deaf:
+            raise NetworkFailed("p2pd is gone")
+        self.promised.append(span)
+
+    async def move(self, span: Span) -> bool:
+        self.moved.append(span)
+        return self.fits
+
+
+def with_promise(found: tuple[PeerRecord, ...], me: PeerId, span: Span) -> tuple[PeerRecord, ...]:
+    return tuple(replace(each, moves_to=span, since=NOW, moved=True) if each.peer == me else each for each in found)
+
+
+async def looks(router: FakeRouter, mover: FakeMover, times: int = 1, me: PeerId = ANN) -> None:
+    rules = MovingRules(settle_seconds=0.0)
+    config = HealerConfig(me=me, num_blocks=6, rules=rules, look_seconds=0.001)
+    healer = Healer(mover, router, lambda: NOW, config)  # type: ignore[arg-type]
+    for _ in range(times):
+        await healer._look()
+
+
+TWO_AND_ONE = (host(ANN, FRONT), host(BOB, FRONT), host(CAT, BACK))
+
+
+async def mover_of(found: tuple[PeerRecord, ...], gone: frozenset[PeerId]) -> PeerId:
+    """Who of ann and bob is elected when `gone` is found out."""
+    for me in (ANN, BOB):
+        mover = FakeMover()
+        await looks(FakeRouter(found, with_promise(found, me, BACK), gone), mover, me=me)
+        if mover.promised:
+            return me
+    raise AssertionError("nobody was elected")
+
+
+async def test_when_the_last_holder_is_gone_one_host_promises_and_moves_and_the_other_stays() -> None:
+    gone = frozenset({CAT})
+    elected = await mover_of(TWO_AND_ONE, gone)
+    other = BOB if elected == ANN else ANN
+    mover, router = FakeMover(), FakeRouter(TWO_AND_ONE, with_promise(TWO_AND_ONE, elected, BACK), gone)
+    await looks(router, mover, me=elected)
+    assert mover.promised == mover.moved == [BACK]
+    assert CAT in router.checked
+    still = FakeMover()
+    await looks(FakeRouter(TWO_AND_ONE, None, gone), still, times=3, me=other)
+    assert not still.promised
+
+
+async def test_nobody_moves_while_all_blocks_are_held() -> None:
+    mover = FakeMover()
+    await looks(FakeRouter(TWO_AND_ONE), mover, times=3)
+    assert not mover.promised
+
+
+async def test_a_promise_is_withdrawn_when_somebody_else_was_there_first() -> None:
+    gone = frozenset({CAT})
+    elected = await mover_of(TWO_AND_ONE, gone)
+    dee = host(PeerId("dee"), BACK)
+    mover = FakeMover()
+    later = (*with_promise(TWO_AND_ONE, elected, BACK), dee)
+    await looks(FakeRouter(TWO_AND_ONE, later, gone), mover, me=elected)
+    assert mover.promised == [BACK, None]
+    assert not mover.moved
+
+
+async def test_blocks_that_a_newcomer_is_loading_are_left_to_it_though_it_does_not_answer_yet() -> None:
+    loading = host(PeerId("dee"), BACK, roles=(), moves_to=BACK, since=NOW - 1)
+    for me in (ANN, BOB):
+        mover, router = FakeMover(), FakeRouter((*TWO_AND_ONE, loading), None, frozenset({CAT}))
+        router.health.failed(loading.peer, "does not serve its blocks yet")
+        await looks(router, mover, times=2, me=me)
+        assert BACK not in mover.promised
+        assert not mover.moved
+
+
+@pytest.mark.parametrize("mover", [FakeMover(fits=False), FakeMover(is_deaf=True)], ids=["no room", "deaf"])
+async def test_a_move_that_cannot_be_made_ends_nothing(mover: FakeMover) -> None:
+    gone = frozenset({CAT})
+    elected = await mover_of(TWO_AND_ONE, gone)
+    await looks(FakeRouter(TWO_AND_ONE, with_promise(TWO_AND_ONE, elected, BACK), gone), mover, times=2, me=elected)
+    assert len(mover.moved) == (0 if mover.is_deaf else 1)  # and what did not fit is not tried again and again
+
+
+async def test_a_host_that_is_away_looks_at_nothing() -> None:
+    router, mover = FakeRouter(TWO_AND_ONE, None, frozenset({CAT})), FakeMover(is_away=True)
+    config = HealerConfig(me=ANN, num_blocks=6, look_seconds=0.001)
+    task = asyncio.create_task(Healer(mover, router, lambda: NOW, config).run())  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    task.cancel()
+    assert not router.checked
+    assert not mover.promised
+
+
+def test_sole_holders_are_the_others_without_whom_a_block_would_be_gone() -> None:
+    records = [host(ANN, Span(0, 2)), host(BOB, Span(1, 4)), host(CAT, Span(2, 4)), host(PeerId("dee"), Span(4, 6))]
+    assert sole_holders(records, 6, me=BOB) == [ANN, "dee"]
+    assert sole_holders(records, 6, me=ANN) == ["dee"]
+    assert sole_holders(records, 4, me=BOB) == [ANN]  # blocks that the model has not are nobody's
+    assert sole_holders([replace(record, roles=()) for record in records], 6, me=BOB) == []
