@@ -17,7 +17,8 @@ over the untrained adapter is there, `merging_error` how far the merged products
 mean of all rounds. `bytes_per_peer` is all that a peer sends: in a round (n - 1) / n of its vector to the others, and
 n - 1 times the n-th of it that it reduced. `traffic_ratio` is that over averaging gradients in fp32 in every step.
 Rounds are 4 local steps apart, or 50 where the name says so. In the two uneven rows peers make 2, 3, 5 and 6 steps a
-round, and all count the same. `smollm2` repeats the three best rules with SmolLM2-135M (`pip install
+round, and all count the same. With `overlap` a round's result is applied when the next one begins, and what was trained
+meanwhile goes on top: as late as it can come. `smollm2` repeats the three best rules with SmolLM2-135M (`pip install
 'swarmtune[demo]'`) on 96 rows of 128 tokens, everybody at one learning rate, with rounds 4 steps apart, or 12 where the
 name says 50.
 """

@@ -21,7 +21,7 @@ from averaging.parts import Debts, Stretch, combine_part
 from averaging.planning import Plan, plan
 from averaging.recipe import Recipe
 from averaging.rounds import Applied
-from averaging.unit_round import UnitRules
+from averaging.unit_round import UnitInput, UnitRules
 from averaging.unit_work import RoundWork
 from blocks.adapters import UnitTensors, parameters_by_unit
 from blocks.ledger import Counted
@@ -46,10 +46,13 @@ class PeerRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundReport:
-    """How far what was merged is from the mean of the products, relative to it; the bytes that each peer sent."""
+    """How far what was merged is from the mean of the products, relative to it; the bytes that each peer sent; and what
+    each has to apply.
+    """
 
     error: float
     bytes_sent: tuple[int, ...]
+    results: tuple[RoundResult, ...]
 
 
 class LearningPeer:
@@ -65,6 +68,7 @@ class LearningPeer:
         self.book = UnitBook(model, self._steps, self.rules)
         self.book.begin()
         self.feedback = Feedback()
+        self.read: Mapping[UnitId, UnitInput] = {}
         self._counted = _NONE
 
     def step(self, rows_BT: Tensor, *, seen: int) -> None:
@@ -98,17 +102,13 @@ class LearningPeer:
         return Contribution(peer=self.name, number=number, layout="bench", units=units)
 
     def work(self, agreed: Plan, number: int) -> RoundWork:
-        """Its side of the round."""
-        return RoundWork(self.rules, agreed, self.book.inputs(), number)
-
-    def apply(self, result: RoundResult) -> None:
-        """Take the round's result and go on from it."""
-        self.book.apply(result)
-        self._counted = _NONE
+        """Its side of the round; what is trained from here on belongs to the next one."""
+        self.read, self._counted = self.book.inputs(), _NONE
+        return RoundWork(self.rules, agreed, self.read, number)
 
 
 def run_round(peers: Sequence[LearningPeer], number: int) -> RoundReport:
-    """Everything that a round is, at all peers.
+    """Everything that a round is, at all peers, save that its results are applied.
 
     Raises:
         RuntimeError: some peer kept a unit, which must not happen where no message is lost.
@@ -134,16 +134,23 @@ def run_round(peers: Sequence[LearningPeer], number: int) -> RoundReport:
             for peer, work, result in zip(peers, works, reduced, strict=True)
         }
     }
-    errors = []
+    errors, results = [], []
     for peer, agreed, work, result in zip(peers, plans, works, reduced, strict=True):
         decisions = {key: Applied(result.digest)}
         applied, kept, error = work.finish({key: result}, decisions, votes, peer.feedback)
         if kept or error is None:
             raise RuntimeError(f"round {number} kept {len(kept)} units at {peer.name}: {list(kept.values())[:1]}")
         counted = dict.fromkeys(applied, _NONE)
-        peer.apply(RoundResult(number=number, applied=applied, samples=agreed.samples, counted=counted))
+        read = peer.read if recipe.overlap else None
+        results.append(RoundResult(number=number, applied=applied, samples=agreed.samples, counted=counted, read=read))
         errors.append(error)
-    return RoundReport(error=sum(errors) / len(errors), bytes_sent=tuple(sent))
+    return RoundReport(error=sum(errors) / len(errors), bytes_sent=tuple(sent), results=tuple(results))
+
+
+def apply(peers: Sequence[LearningPeer], results: Sequence[RoundResult]) -> None:
+    """All go on from a round's results, with what they have trained since on top where rounds overlap."""
+    for peer, result in zip(peers, results, strict=True):
+        peer.book.apply(result)
 
 
 def all_reduce(entries: Sequence[ClassWork], recipe: Recipe) -> list[Reduced]:

@@ -32,6 +32,7 @@ _OWN_RATE = {
 }
 # Those that carry or guard the same update take its rate.
 _RATE_OF = {
+    "overlap": (MEAN, Recipe(overlap=True)),
     "fedprox": (MEAN, Recipe(local="fedprox")),
     "fednova": (MEAN, Recipe(local="fednova")),
     "fp16": (MEAN, Recipe(codec="fp16")),
@@ -72,6 +73,7 @@ class Row:
         return {
             "name": self.rule.name,
             **{name: getattr(recipe, name) for name in names},
+            "overlap": recipe.overlap,
             "local_steps": self.rule.paces or self.rule.local_steps,
             "ranks": self.rule.ranks,
             "learning_rate": self.rate,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from parts.learning_model import Lab
-from parts.learning_peers import LearningPeer, PeerRules, final_units, run_round
+from parts.learning_peers import LearningPeer, PeerRules, apply, final_units, run_round
 from parts.learning_texts import Rows
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from blocks.adapters import UnitTensors
 from blocks.local_rules import LocalRule
 from blocks.optimizer import OptimizerConfig
 from blocks.spans import UnitId
+from swarm.unit_book import RoundResult
 
 PEERS = 4
 Units = Mapping[UnitId, UnitTensors]
@@ -117,6 +118,7 @@ class Runs:
         if sum(paces) != PEERS * rule.local_steps or self.course.steps % rule.local_steps:
             raise ValueError(f"'{rule.name}' takes {paces} local steps, which do not fill {self.course.steps}")
         errors, sent = [], 0
+        late: Sequence[RoundResult] = ()
         for number in range(self.course.steps // rule.local_steps):
             before = number * rule.local_steps * each * PEERS
             for peer, kind, pace in zip(peers, rows, paces, strict=True):
@@ -126,9 +128,16 @@ class Runs:
                     peer.step(kind.take((number * pace + step) * each, each), seen=seen)
             if not all(peer.is_finite() for peer in peers):
                 return Outcome(tuning_loss=math.inf, held_out_loss=math.inf)
+            if late:  # as late as a result can come: when the next round begins
+                apply(peers, late)
             report = run_round(peers, number + 1)
             errors.append(report.error)
             sent += sum(report.bytes_sent)
+            late = report.results if rule.recipe.overlap else ()
+            if not late:
+                apply(peers, report.results)
+        if late:
+            apply(peers, late)
         return self._outcome(final_units(peers), error=sum(errors) / len(errors), bytes_sent=sent / PEERS)
 
     def _peer(self, place: int, rule: Rule, rate: float, seed: int) -> LearningPeer:
