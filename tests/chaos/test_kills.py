@@ -11,7 +11,7 @@ import pytest
 from parts.chaos_hosts import is_running
 from parts.chaos_swarm import BATCH, SETTLE_SECONDS, ChaosSwarm, Story
 from parts.faults import FaultKind, FaultPlan
-from parts.tiny_model import BACK, FRONT, WHOLE
+from parts.tiny_model import BACK, FRONT, WHOLE, counting_rows
 
 from peers.network import PeerId
 from swarm.model import Sampling
@@ -57,11 +57,11 @@ def test_a_host_killed_in_the_middle_of_training_neither_stops_nor_corrupts_it(s
     doomed = [name for name in swarm.alive if swarm.hosts[name].host.span == FRONT]
     plan = FaultPlan(seed=7).add_one_of(FaultKind.KILL, doomed, at=5)
     family = swarm.family(plan.faults[0].name)
-    story = swarm.train(trainer, 16, plan)
+    story = swarm.train(trainer, 16, plan, data=counting_rows(64, by=3))  # which no other test has taught this swarm
+    assert story.falls, story.losses
     number = swarm.newest_round
     swarm.train_to_round(trainer, number + 1, story)
     logger.info("killed in training: stall %s s, usual step %.2f s", story.stalls(), story.usual_step)
-    assert story.falls, story.losses
     assert swarm.wait_equal() > number
     # The half that lost nobody has counted every sample once; the other at most once.
     trained = len(story.losses) * BATCH

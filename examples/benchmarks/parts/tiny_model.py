@@ -46,12 +46,12 @@ def save_tiny_model(directory: Path) -> Path:
     return directory
 
 
-def counting_rows(count: int, *, length: int = _ROW_WORDS, first: int = 0) -> SampleSet:
-    """Rows that count upwards from different words: soon learnt, so that the loss falls within a few steps."""
+def counting_rows(count: int, *, length: int = _ROW_WORDS, first: int = 0, by: int = 1) -> SampleSet:
+    """Rows that count upwards `by` from different words: soon learnt, so that the loss falls within a few steps."""
     starts = np.arange(first, first + count) * 7 % _NUM_WORDS
-    ids = (_FIRST_WORD + (starts[:, None] + np.arange(length)) % _NUM_WORDS).astype(np.int32).ravel()
+    ids = (_FIRST_WORD + (starts[:, None] + by * np.arange(length)) % _NUM_WORDS).astype(np.int32).ravel()
     offsets = np.arange(count + 1, dtype=np.int64) * length
-    return SampleSet(ids=ids, labels=ids.copy(), offsets=offsets, fingerprint=f"counting-{first}-{count}")
+    return SampleSet(ids=ids, labels=ids.copy(), offsets=offsets, fingerprint=f"counting-{first}-{count}-{by}")
 
 
 def save_counting_rows(path: Path, count: int) -> Path:
