@@ -171,6 +171,7 @@ def test_a_last_holder_that_leaves_in_peace_loses_nothing(make_swarm: MakeSwarm)
     train_one_round(swarm, front, back)
     swarm.peers["trainer"].train(random_samples(32, seed=6), steps=2)  # half of a round
     live = host_of(back)
+    until(lambda: live.trainer.steps == STEPS_A_ROUND + 2, "every step is made")
     trained = read_units(live.model)
     assert any(
         not torch.equal(trained[unit][n], live.units[unit].tensors[n]) for unit in trained for n in trained[unit]
