@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -141,13 +142,11 @@ class _Bar:
         """The sockets that the processes have open now, by inode."""
         found = set()
         for pid in self.pids:
-            try:
+            with suppress(OSError):  # it has ended, or closed one just now
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     name = os.readlink(entry.path)
                     if name.startswith("socket:["):
                         found.add(name[8:-1])
-            except OSError:
-                continue  # it has ended, or closed that one just now
         return frozenset(found)
 
     def holds(self, port: int, owned: Collection[str]) -> bool:

@@ -40,9 +40,7 @@ from parts.report import Bench, Values
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
-    parser.add_argument(
-        "--quick", action="store_true", help="shorter runs and one seed: under four minutes on one core"
-    )
+    parser.add_argument("--quick", action="store_true", help="shorter runs, one seed, and fewer learning rates")
     parser.add_argument("--smollm2", action="store_true", help="repeat the best rows with SmolLM2; a whole run does")
     given = parser.parse_args()
     torch.set_num_threads(1)
