@@ -33,6 +33,11 @@ class WorkGate(Handler):
         self._lanes: set[int] = set()
         self._asked_at = float("-inf")
 
+    @property
+    def has_trainers(self) -> bool:
+        """Whether a trainer is connected, with work under way or not."""
+        return bool(self._lanes)
+
     def is_quiet(self, seconds: float) -> bool:
         """Whether no trainer is connected, or nobody has asked anything for so long."""
         return not self._lanes or self._clock() - self._asked_at >= seconds

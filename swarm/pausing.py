@@ -39,19 +39,22 @@ _CLOSED_WORDS = {
 class Patience:
     """How long a host that steps back waits, in seconds.
 
-    `notice`: until those who send it work must have read that it is away (a router reads every 3 s); `quiet`: without
-    a question, and nobody sends it work any more; `rounds`: for the round that it is in; `finish`: for what is in
-    flight once new work is refused. Where `sessions`, that includes texts, which else go on at another host.
+    `notice`: until the trainers that are connected must have read that it is away (a router reads every 3 s); none of
+    them need have asked anything in that time, as each sends its work now here and now there. Then `quiet` without a
+    question, for at most `linger`, as one of them may be slow to read. `rounds`: for the round that it is in;
+    `finish`: for what is in flight once new work is refused. Where `sessions`, that includes texts, which else go on
+    at another host.
     """
 
     notice: float = 4.0
     quiet: float = 1.0
+    linger: float = 2.0
     rounds: float = 120.0
     finish: float = 20.0
     sessions: bool = True
 
 
-LEAVING = Patience(rounds=6.0, finish=4.0, sessions=False)
+LEAVING = Patience(rounds=5.0, finish=4.0, sessions=False)
 LEAVE_SECONDS = 12.0  # all of it; whoever sent SIGTERM sends SIGKILL at some time
 
 
@@ -99,7 +102,8 @@ class Withdrawal:
             await parts.announcer.announce()
             told_at = self._clock()
             await self._leave_rounds(why, patience.rounds)
-            await self._until(lambda: parts.train.is_quiet(patience.quiet), told_at + patience.notice - self._clock())
+            await self._until(lambda: not parts.train.has_trainers, told_at + patience.notice - self._clock())
+            await self._until(lambda: parts.train.is_quiet(patience.quiet), patience.linger)
             parts.train.why = parts.decode.why = _CLOSED_WORDS[why]
             done = await self._until(lambda: self._is_done(sessions=patience.sessions), patience.finish)
             if not done:

@@ -143,12 +143,15 @@ async def test_it_is_quiet_without_trainers_or_when_they_have_asked_nothing_for_
     opened = gate(service, clock=clock)
     await opened.answer(ask(BEGUN[0], stream=7))
     assert opened.is_quiet(1.0), "a stream without a lane is no trainer's"
+    assert not opened.has_trainers
     await opened.answer(ask(NEW[0], stream=8))
     assert not opened.is_quiet(1.0)
     clock.now += 1.0
     assert opened.is_quiet(1.0)
+    assert opened.has_trainers
     await opened.answer(ask(BEGUN[0], stream=8))
     assert not opened.is_quiet(1.0)
     await opened.stream_closed(ANN, 8)
     assert opened.is_quiet(1.0)
+    assert not opened.has_trainers
     assert service.closed == [8]

@@ -20,7 +20,19 @@ from swarm.pause_file import PauseFile, is_hosting, say_pause, say_resume
 from swarm.pausing import HostParts, Patience, Pauser, Switch, Withdrawal
 
 ME, ANN = PeerId("me"), PeerId("ann")
-SHORT = Patience(notice=0.2, quiet=0.1, rounds=0.2, finish=0.2)
+SHORT = Patience(notice=0.2, quiet=0.1, linger=0.2, rounds=0.2, finish=0.2)
+
+
+class Gate(SimpleNamespace):
+    """The gate before training, as quiet as `parts` says."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(why="", answering=0, is_quiet=lambda seconds: not parts.busy)
+        self._parts = parts
+
+    @property
+    def has_trainers(self) -> bool:
+        return self._parts.trainers
 
 
 @dataclass
@@ -31,6 +43,7 @@ class Parts:
     events: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     away: str = ""
     error: Exception | None = None
+    trainers: bool = False
     busy: bool = False
     sessions: int = 0
     in_round: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -47,7 +60,7 @@ class Parts:
                 pass
 
     def build(self) -> HostParts:
-        gate = SimpleNamespace(why="", answering=0, is_quiet=lambda seconds: not self.busy)
+        gate = Gate(self)
         return HostParts(
             me=ME,
             host=SimpleNamespace(trainer=SimpleNamespace(ledger=self.ledger), round=3),
@@ -102,7 +115,7 @@ async def test_a_host_says_so_first_and_returns_when_it_has_caught_up(parts: Par
 
 async def test_new_work_is_taken_until_those_who_send_it_must_know(parts: Parts) -> None:
     parts.busy, built = True, parts.build()
-    task = asyncio.create_task(Withdrawal(built).step_back("hand", Patience(notice=3600)))
+    task = asyncio.create_task(Withdrawal(built).step_back("hand", Patience(linger=3600)))
     async with asyncio.timeout(5):
         await parts.see("rounds without it")
         assert not built.train.why
@@ -111,6 +124,20 @@ async def test_new_work_is_taken_until_those_who_send_it_must_know(parts: Parts)
         assert built.train.why
         parts.busy = True
         await Withdrawal(built).step_back("hand", SHORT)  # who goes on asking is refused in the end
+
+
+async def test_a_trainer_that_asks_nothing_for_a_while_still_needs_the_time_to_read_of_it(parts: Parts) -> None:
+    parts.trainers, built = True, parts.build()
+    task = asyncio.create_task(Withdrawal(built).step_back("hand", Patience(notice=3600)))
+    async with asyncio.timeout(5):
+        await parts.see("rounds without it")
+        assert not (await asyncio.wait([task], timeout=0.2))[0]
+        assert not built.train.why
+        parts.trainers = False
+        await task
+        assert built.train.why
+        parts.trainers = True
+        await Withdrawal(built).step_back("hand", SHORT)  # one that stays must know by then
 
 
 async def test_microbatches_of_others_are_waited_for_but_not_ones_own(parts: Parts) -> None:
