@@ -56,7 +56,6 @@ class HivemindNetwork:
     ) -> HivemindNetwork:
         """Start a node and join the swarm of `config.bootstrap`, or of peers that `address_book` knows from before.
 
-
         Raises:
             BadIdentity: the identity file is unusable, or in use here or elsewhere in the swarm.
             NetworkFailed: the port is taken, p2pd did not start, or no bootstrap peer answered in time.
