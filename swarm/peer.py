@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENTERING = threading.RLock()
+"""One peer of this process after the other: uvloop cannot start processes for two loops at once."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerConfig:
@@ -71,7 +74,8 @@ class Peer:
 
     def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
         self.node, self.config = node, config
-        self._loop, self._state = loop, state
+        self.loop = self._loop = loop
+        self._state = state
         self._lock = threading.Lock()
         self._ends: SharedClient | None = None
         self._closed = False
@@ -83,6 +87,11 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
         """
+        with ENTERING:
+            return cls._enter(target, config)
+
+    @classmethod
+    def _enter(cls, target: Join | RunDirectory, config: PeerConfig) -> Peer:
         known = known_of(target)
         network = _with_bootstrap(config.network, known, target)
         state = _claim(target, config, known.run)
