@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blocks.spans import Span
 from peers.address_book import save_addresses
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from swarm.training import TrainingResult
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,8 @@ class Peer:
         self.node, self.config = node, config
         self._loop, self._state = loop, state
         self._lock = threading.Lock()
-        self._ends: SharedClient | None = None
+        self.ends: SharedClient | None = None
+        """Embedding, norm and head, once there is a model. Peers whose runs have one base model may share it."""
         self._closed = False
 
     @classmethod
@@ -167,16 +170,16 @@ class Peer:
         )
         return self._loop.run(train(self.node, self.config, request))
 
-    def model(self) -> SwarmModel:
+    def model(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> SwarmModel:
         """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
-        use each from one thread at a time.
+        use each from one thread at a time. `tokenizer` is one to use instead of loading another.
         """
         from swarm.training import build_model, client_ends
 
         with self._lock:
-            if self._ends is None:
-                self._ends = client_ends(self.node, self.config)
-        return build_model(self.node, self.config, self._ends, self._loop.loop)
+            if self.ends is None:
+                self.ends = client_ends(self.node, self.config)
+        return build_model(self.node, self.config, self.ends, self._loop.loop, tokenizer)
 
     def generate(
         self,
@@ -230,6 +233,10 @@ class Peer:
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
         return self._loop.run(look(self.node))
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """The result of something that is asked of the node, on its loop; see the functions that take a Node."""
+        return self._loop.run(work)
 
     def watch(self, show: Callable[[str], None], *, seconds: float) -> None:
         """Say every `seconds` how this host stands, until interrupted; a failure of one of its tasks is raised."""

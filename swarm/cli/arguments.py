@@ -44,8 +44,32 @@ class PeerFields(TypedDict):
     threads: int
 
 
+class ServeGiven(TypedDict):
+    """What click hands to a command that enters several swarms."""
+
+    join: tuple[str, ...]
+    state: Path | None
+    peer: tuple[str, ...]
+    threads: int
+
+
+class SeveralFields(PeerFields):
+    """The same as the fields of `swarm.options.PeerOptions`, and the other swarms."""
+
+    others: tuple[Join | RunDirectory, ...]
+
+
 def peer_options(command: Command) -> Command:
     """Add JOIN, --state, --peer and --threads."""
+    return _peer_options(command, click.argument("join"))
+
+
+def several_peer_options(command: Command) -> Command:
+    """The same for one JOIN or more; --state then has a directory for each run."""
+    return _peer_options(command, click.argument("join", nargs=-1, required=True))
+
+
+def _peer_options(command: Command, join: Callable[[Command], Command]) -> Command:
     for add in (
         click.option(
             "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for torch; 0: torch's choice."
@@ -54,7 +78,7 @@ def peer_options(command: Command) -> Command:
         click.option(
             "--state", type=click.Path(path_type=Path), help="Directory for identity and checkpoints; else one per run."
         ),
-        click.argument("join"),
+        join,
     ):
         command = add(command)
     return command
@@ -117,3 +141,14 @@ def peer_fields(given: PeerGiven) -> PeerFields:
         peers=tuple(check_address(address) for address in given["peer"]),
         threads=given["threads"],
     )
+
+
+def several_fields(given: ServeGiven) -> SeveralFields:
+    """As `peer_fields`, for several JOINs.
+
+    Raises:
+        BadJoinString: a JOIN or an address is wrong.
+    """
+    first, *others = given["join"]
+    one = PeerGiven(join=first, state=given["state"], peer=given["peer"], threads=given["threads"])
+    return SeveralFields(**peer_fields(one), others=tuple(resolve_join(each) for each in others))
