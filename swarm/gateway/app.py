@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from swarm.gateway.answers import error_response
 from swarm.gateway.door import Door, DoorRules
-from swarm.gateway.failures import ApiFailure, bad_request, bug, failure_of
+from swarm.gateway.failures import ApiFailure, bad_request, bug
 from swarm.gateway.routes import Gateway, router
 
 
@@ -43,7 +43,7 @@ async def _failed(request: Request, error: Exception) -> Response:
         answer = error_response(failure)
         answer.headers.update(error.headers or {})
         return answer
-    return error_response(failure_of(error) or bug())
+    return error_response(error if isinstance(error, ApiFailure) else bug())
 
 
 def _add_page(app: FastAPI) -> None:

@@ -40,14 +40,14 @@ async def whole_answer(asked: Asked) -> Response:
     """All choices in one answer.
 
     Raises:
-        Exception: what went wrong with the first text that failed.
+        ApiFailure: what went wrong with the first text that failed; a bug is raised as it is.
     """
     choices = [Gathered() for _ in range(asked.choices)]
 
     async def gather() -> Response:
         async for number, event in asked.order.events():
             if isinstance(event, Failed):
-                raise event.error
+                raise failure_of(event.error) or event.error
             choices[number].add(event)
         counts = usage(asked.prompt_tokens, sum(choice.count for choice in choices))
         return AsciiResponse(asked.shape.whole(choices, counts))
@@ -63,13 +63,13 @@ async def stream_answer(asked: Asked) -> Response:
     """A stream, once its first event has come: what goes wrong before that still has a status of its own.
 
     Raises:
-        Exception: the first text failed before anything came of it.
+        ApiFailure: the first text failed before anything came of it; a bug is raised as it is.
     """
     events = asked.order.events()
     try:
         first = await _unless_gone(anext(events), asked.receive)
         if first is not None and isinstance(first[1], Failed):
-            raise first[1].error
+            raise failure_of(first[1].error) or first[1].error
     except BaseException:
         asked.order.cancel()
         asked.close()
