@@ -153,9 +153,10 @@ def run_serve(options: ServeOptions, screen: Screen) -> None:
     try:
         from swarm.gateway.serve import GatewayServer, gateway_config, listen, serve
     except ModuleNotFoundError as error:
-        if error.name not in GATEWAY_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in GATEWAY_PACKAGES:
             raise
-        raise BadConfig(f"{error.name} is not installed; run: pip install 'swarmtune[gateway]'") from error
+        raise BadConfig(f"{package} is not installed; run: pip install 'swarmtune[gateway]'") from error
 
     config = gateway_config(options)
     listening = listen(options.host, options.port)
