@@ -133,6 +133,29 @@ class GenerateOptions(PeerOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(PeerOptions):
+    """`swarm serve`: text from `target` and `others` over HTTP, on `host` and `port` (0: any free one).
+
+    `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
+    0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
+    some block has no live holder.
+    """
+
+    others: tuple[Join | RunDirectory, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    requests_per_minute: int = 0
+    texts: int = 64
+    queue: int = 128
+    max_tokens: int = 4096
+    lookup: bool = True
+    model: str | None = None
+    wait_seconds: float = 20.0
+    wire: WireFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOptions(PeerOptions):
     """`swarm status`: who holds what. `watch_seconds` 0 shows it once."""
 
