@@ -15,7 +15,6 @@ from swarm.join_string import Join
 from swarm.options import Screen, ServeOptions
 from swarm.run import RunId
 
-
 ADDRESS = "/ip4/127.0.0.1/tcp/31330/p2p/12D3KooWEhjTZkKK4DN2rbq2zMkLKrxjYPGGfXhQJ8KmWPzXHtXb"
 
 
