@@ -109,9 +109,10 @@ class Served:
         return next((models for models in self.through if self.is_live(models.peer)), self.through[0])
 
     def plain(self) -> dict[str, object]:
-        """As /v1/models lists it."""
-        owner = "adapter" if self.adapter else "base"
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": f"swarmtune-{owner}"}
+        """As /v1/models lists it; `can_chat` is for the page."""
+        owner = "swarmtune-adapter" if self.adapter else "swarmtune-base"
+        head = {"id": self.name, "object": "model", "created": self.created, "owned_by": owner}
+        return {**head, "can_chat": self.words.can_chat}
 
 
 def read_words(peer: Peer) -> Words:
