@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -141,36 +141,39 @@ class Peer:
         hosting = self._loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
-    def load(self, paths: Sequence[str | Path]) -> SampleSet:
-        """Read .jsonl and .txt files as samples of the run's sequence length; only token ids stay in memory.
+    def load(self, data: object) -> SampleSet:
+        """Read data as samples of the run's sequence length: one source of data.load_samples, a list of some, or rows.
 
         Raises:
-            BadData: a file or a row cannot be used; the message names it.
+            BadData: a source or a row cannot be used; the message names it.
         """
         from swarm.data import load_samples
 
-        length = self.node.spec.training.sequence_length
-        return load_samples([Path(path) for path in paths], self.tokenizer(), length)
+        sources = [data]
+        if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
+            sources = list(data)
+        return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length)
 
     def train(
         self,
-        data: SampleSet | Sequence[str | Path],
+        data: object,
         *,
         steps: int = 0,
         held_out: SampleSet | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, samples or files of them: `steps` batches of the run's batch size (0: until the schedule ends).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
         """
+        from swarm.data import SampleSet
         from swarm.training import TrainingRequest, train
 
-        samples = self.load(data) if isinstance(data, Sequence) else data
+        samples = data if isinstance(data, SampleSet) else self.load(data)
         request = TrainingRequest(
             data=samples, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
         )

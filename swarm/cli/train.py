@@ -52,7 +52,13 @@ which can tell them about it. Use --only or --avoid to choose the hosts, or hold
 then only adapters leave this machine.""",
 )
 @peer_options
-@click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
+@click.option(
+    "--data",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help=".jsonl, .parquet, .txt or hf:OWNER/NAME[:SPLIT]; may be repeated.",
+)
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
