@@ -31,6 +31,7 @@ from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
+from swarm.metrics import MetricsLog, Value
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
+_METRICS_SECONDS = 10.0
 _FIND_RUN_SECONDS = 10.0
 _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
 
@@ -70,6 +72,7 @@ class Node:
     def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
+        self.metrics = MetricsLog(config.state)
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -112,6 +115,7 @@ class Node:
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
+        node.spawn(node._measure(), "metrics")
         return node
 
     @property
@@ -237,6 +241,20 @@ class Node:
         raise NetworkFailed(
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
+
+    async def _measure(self) -> None:
+        """Write how this peer stands, again and again."""
+        while True:
+            await asyncio.sleep(_METRICS_SECONDS)
+            await asyncio.to_thread(self.metrics.note, "peer", self._numbers())
+
+    def _numbers(self) -> dict[str, Value]:
+        total = self.traffic.total
+        numbers: dict[str, Value] = {"hosts": len(self.router.records), "sent": total.sent, "received": total.received}
+        for holder in [part.holder for part in self._members()]:
+            samples = max((counted.samples for counted in holder.counted().values()), default=0)
+            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
+        return numbers
 
     async def _keep_known(self) -> None:
         """Store the run again before it expires, and remember who was there for the next start."""

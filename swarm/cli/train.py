@@ -21,6 +21,7 @@ from swarm.cli.arguments import (
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
+from swarm.trackers import TRACKERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -37,6 +38,7 @@ class _Given(PeerGiven):
     model: str | None
     wait: float
     wire: str | None
+    track: tuple[str, ...]
 
 
 @click.command(
@@ -68,6 +70,7 @@ then only adapters leave this machine.""",
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
 @wire_option
+@click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Send metrics there, too; may be repeated.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -87,6 +90,7 @@ def command(**given: Unpack[_Given]) -> None:
             model=given["model"],
             wait_seconds=given["wait"],
             wire=wire_format(given["wire"]),
+            track=given["track"],
         )
         from swarm.commands import run_train
 
