@@ -33,8 +33,9 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
+from peers.bulk_reader import BulkReader
 from peers.config import NetworkConfig
-from peers.errors import BadMessage, NetworkFailed
+from peers.errors import NetworkFailed
 from peers.socket_directory import SocketDirectory
 
 logger = logging.getLogger(__name__)
@@ -56,26 +57,6 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 StreamCallback = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class CappedReader:
-    """A StreamReader that refuses to wait for more bytes at once than a frame may have.
-
-    hivemind reads an 8-byte length and then calls `readexactly` with it, whatever it says.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def readexactly(self, size: int) -> bytes:
-        """As StreamReader's.
-
-        Raises:
-            BadMessage: more than MAX_HIVEMIND_FRAME_BYTES were asked for; nothing was read.
-        """
-        if size > MAX_HIVEMIND_FRAME_BYTES:
-            raise BadMessage(f"a hivemind frame claims {size} bytes; at most {MAX_HIVEMIND_FRAME_BYTES} are accepted")
-        return await self._reader.readexactly(size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,17 +144,17 @@ class Daemon(P2P):  # type: ignore[misc]
             ready.set_exception(P2PDaemonError("exited"))
 
     async def add_binary_stream_handler(self, name: str, handler: StreamCallback, balanced: bool = False) -> None:
-        """As hivemind's, for hivemind's own handlers: frames are capped."""
+        """As hivemind's, for hivemind's own handlers: frames are capped, and read in one go."""
 
-        async def capped(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await handler(info, CappedReader(reader), writer)  # type: ignore[arg-type]
+        async def bulk(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await handler(info, _bulk(reader, writer), writer)  # type: ignore[arg-type]
 
-        await super().add_binary_stream_handler(name, capped, balanced)
+        await super().add_binary_stream_handler(name, bulk, balanced)
 
     async def call_binary_stream_handler(self, peer_id: Any, handler_name: str) -> Any:
-        """As hivemind's, for hivemind's own calls: frames are capped."""
+        """As hivemind's, for hivemind's own calls: frames are capped, and read in one go."""
         info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
-        return info, CappedReader(reader), writer
+        return info, _bulk(reader, writer), writer
 
     @property
     def pid(self) -> int:
@@ -227,6 +208,11 @@ class Daemon(P2P):  # type: ignore[misc]
                 self._child.kill()
                 await self._child.wait()
         self._directory.remove()
+
+
+def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> BulkReader:
+    """hivemind reads an 8-byte length and then asks for so many bytes, whatever it says: no more than a frame has."""
+    return BulkReader(reader, writer, most_bytes=MAX_HIVEMIND_FRAME_BYTES)
 
 
 async def spawn(*command: str) -> asyncio.subprocess.Process:

@@ -274,4 +274,5 @@ def _config(
         num_threads=options.threads or None,
         model=model,
         nickname=nickname,
+        lan=options.lan,
     )

@@ -37,6 +37,7 @@ from swarm.run import RunId, open_run, save_run
 if TYPE_CHECKING:
     from swarm.holding import Holding
     from swarm.hosting import Hosting
+    from swarm.lan import LanPresence
     from swarm.loading import HostingConfig
     from swarm.taking_part import OwnModel, TakingPart
 
@@ -54,7 +55,7 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second.
+    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it.
     """
 
     run: RunId
@@ -64,6 +65,7 @@ class NodeConfig:
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Node:
@@ -84,6 +86,7 @@ class Node:
         )
         self.taking_part: TakingPart | None = None
         self._holding: Holding | None = None
+        self._presence: LanPresence | None = None
         self._run_blob = run_blob
         self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,6 +111,8 @@ class Node:
             _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
+            if config.lan is not None and not config.network.client_mode:
+                node._presence = await _show_up(network, config, node.spec.name)
         except BaseException:
             await network.stop()
             raise
@@ -220,6 +225,8 @@ class Node:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(self.network.stop)
                 stack.push_async_callback(self.pool.close)
+                if self._presence is not None:
+                    stack.push_async_callback(asyncio.to_thread, self._presence.close)
                 for part in self._members():
                     await part.stop()
 
@@ -266,6 +273,13 @@ class Node:
             except NetworkFailed as error:
                 logger.warning("%s", error)
             await asyncio.sleep(_BOOK_SECONDS)
+
+
+async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
+    from swarm.lan import show_up
+
+    assert config.lan is not None
+    return await show_up(network, config.lan, config.run, run_name)
 
 
 def software_name() -> str:

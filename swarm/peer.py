@@ -50,7 +50,8 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
+    under which others on its network find it.
     """
 
     state_root: Path
@@ -65,6 +66,7 @@ class PeerConfig:
     call_seconds: float = 120.0
     wire: WireFormat | None = None
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Peer:
@@ -105,6 +107,7 @@ class Peer:
                 rules=config.rules,
                 route_seconds=config.route_seconds,
                 max_send=config.max_send,
+                lan=config.lan,
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
             if isinstance(target, RunDirectory) and not network.client_mode:
