@@ -120,7 +120,7 @@ class Node:
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
-        node.spawn(node._measure(), "metrics")
+        node.spawn(_measure(node), "metrics")
         return node
 
     @property
@@ -218,7 +218,7 @@ class Node:
         keep the others from it.
         """
         try:
-            for part in self._members():
+            for part in self.members():
                 await part.leave()
         finally:
             await self.end(self._tasks)
@@ -227,7 +227,7 @@ class Node:
                 stack.push_async_callback(self.pool.close)
                 if self._presence is not None:
                     stack.push_async_callback(asyncio.to_thread, self._presence.close)
-                for part in self._members():
+                for part in self.members():
                     await part.stop()
 
     def failure(self) -> BaseException | None:
@@ -235,7 +235,8 @@ class Node:
         ended = [task for task in self._tasks if task.done() and not task.cancelled()]
         return next((task.exception() for task in ended), None)
 
-    def _members(self) -> list[Hosting | TakingPart]:
+    def members(self) -> list[Hosting | TakingPart]:
+        """What of this node comes to rounds."""
         return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
@@ -248,20 +249,6 @@ class Node:
         raise NetworkFailed(
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
-
-    async def _measure(self) -> None:
-        """Write how this peer stands, again and again."""
-        while True:
-            await asyncio.sleep(_METRICS_SECONDS)
-            await asyncio.to_thread(self.metrics.note, "peer", self._numbers())
-
-    def _numbers(self) -> dict[str, Value]:
-        total = self.traffic.total
-        numbers: dict[str, Value] = {"hosts": len(self.router.records), "sent": total.sent, "received": total.received}
-        for holder in [part.holder for part in self._members()]:
-            samples = max((counted.samples for counted in holder.counted().values()), default=0)
-            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
-        return numbers
 
     async def _keep_known(self) -> None:
         """Store the run again before it expires, and remember who was there for the next start."""
@@ -280,6 +267,18 @@ async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) 
 
     assert config.lan is not None
     return await show_up(network, config.lan, config.run, run_name)
+
+
+async def _measure(node: Node) -> None:
+    """Write how a peer stands, again and again."""
+    while True:
+        await asyncio.sleep(_METRICS_SECONDS)
+        total = node.traffic.total
+        numbers: dict[str, Value] = {"hosts": len(node.router.records), "sent": total.sent, "received": total.received}
+        for holder in [part.holder for part in node.members()]:
+            samples = max((counted.samples for counted in holder.counted().values()), default=0)
+            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
+        await asyncio.to_thread(node.metrics.note, "peer", numbers)
 
 
 def software_name() -> str:

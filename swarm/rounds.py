@@ -59,8 +59,6 @@ class RoundKeeper:
 
     def __init__(self, host: Holder, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
-        self.looks = 0
-        """How often it has looked at the run, and averaged where that was due."""
         self.is_meeting = False
         """Whether a round's group forms or averages with this host now."""
         self.turn = asyncio.Lock()
@@ -102,7 +100,6 @@ class RoundKeeper:
             async with self.turn:
                 if not self._progress.away:
                     await self._follow()
-            self.looks += 1
             await asyncio.sleep(self._config.poll_seconds)
 
     async def _follow(self) -> None:

@@ -19,9 +19,9 @@ _MAX_PEERS = 64
 _MAX_POINTS = 2000  # of a curve; more than a page has pixels
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.45; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #8884; }
+th, td { text-align: right; white-space: nowrap; padding: .25rem .6rem; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .4rem; }
 figure { margin: 2rem 0; } figcaption { color: #777; }
