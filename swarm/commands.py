@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -15,7 +16,7 @@ from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import RouteRules
 from swarm.errors import BadConfig
-from swarm.join_string import Join, RunDirectory, format_join, known_of
+from swarm.join_string import Join, RunDirectory, format_join, known_of, own_state, target_run_id
 from swarm.options import (
     ExportOptions,
     GenerateOptions,
@@ -28,7 +29,9 @@ from swarm.options import (
 )
 from swarm.peer import Peer, PeerConfig
 from swarm.quick_start import import_hosting, settle
+from swarm.state import states_of
 from swarm.status import COLUMNS, title
+from swarm.trackers import tracked
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
@@ -97,7 +100,8 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         route_seconds=options.wait_seconds,
         wire=options.wire,
     )
-    with Peer.enter(options.target, config) as peer:
+    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
+        stack.enter_context(tracked(peer, options.track))
         if options.blocks is not None:
             screen.now(f"loading blocks {options.blocks}")
             peer.hold(options.blocks, _hosting(options, options.device))
@@ -206,6 +210,9 @@ def run_export(options: ExportOptions, screen: Screen) -> None:
     if options.left:
         _export_left(options, screen)
         return
+    if options.best:
+        _export_best(options, screen)
+        return
     network = _client(options)
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
@@ -223,6 +230,18 @@ def _export_left(options: ExportOptions, screen: Screen) -> None:
     screen.now("reading what peers have left")
     left = LeftBehind(target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model)
     screen.say(_exported_line(export_left(left, options.directory), options))
+
+
+def _export_best(options: ExportOptions, screen: Screen) -> None:
+    from swarm.best_adapter import export_best
+
+    run = target_run_id(options.target)
+    states = [options.state] if options.state else states_of(options.state_root, run)
+    if options.state is None and isinstance(options.target, RunDirectory):
+        states.append(own_state(options.target))
+    best = export_best(states, options.directory)
+    screen.say(f"held-out loss {best.loss:.4f}, the lowest of trainers on this machine")
+    screen.say(_exported_line(best.round, options))
 
 
 def _exported_line(number: int, options: ExportOptions) -> str:

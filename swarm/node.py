@@ -31,6 +31,7 @@ from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
+from swarm.metrics import MetricsLog, Value
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
+_METRICS_SECONDS = 10.0
 _FIND_RUN_SECONDS = 10.0
 _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
 
@@ -72,6 +74,7 @@ class Node:
     def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
+        self.metrics = MetricsLog(config.state)
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -117,6 +120,7 @@ class Node:
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
+        node.spawn(_measure(node), "metrics")
         return node
 
     @property
@@ -214,7 +218,7 @@ class Node:
         keep the others from it.
         """
         try:
-            for part in self._members():
+            for part in self.members():
                 await part.leave()
         finally:
             await self.end(self._tasks)
@@ -223,7 +227,7 @@ class Node:
                 stack.push_async_callback(self.pool.close)
                 if self._presence is not None:
                     stack.push_async_callback(asyncio.to_thread, self._presence.close)
-                for part in self._members():
+                for part in self.members():
                     await part.stop()
 
     def failure(self) -> BaseException | None:
@@ -231,7 +235,8 @@ class Node:
         ended = [task for task in self._tasks if task.done() and not task.cancelled()]
         return next((task.exception() for task in ended), None)
 
-    def _members(self) -> list[Hosting | TakingPart]:
+    def members(self) -> list[Hosting | TakingPart]:
+        """What of this node comes to rounds."""
         return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
@@ -262,6 +267,18 @@ async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) 
 
     assert config.lan is not None
     return await show_up(network, config.lan, config.run, run_name)
+
+
+async def _measure(node: Node) -> None:
+    """Write how a peer stands, again and again."""
+    while True:
+        await asyncio.sleep(_METRICS_SECONDS)
+        total = node.traffic.total
+        numbers: dict[str, Value] = {"hosts": len(node.router.records), "sent": total.sent, "received": total.received}
+        for holder in [part.holder for part in node.members()]:
+            samples = max((counted.samples for counted in holder.counted().values()), default=0)
+            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
+        await asyncio.to_thread(node.metrics.note, "peer", numbers)
 
 
 def software_name() -> str:

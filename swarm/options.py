@@ -94,6 +94,7 @@ class TrainOptions(PeerOptions):
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
     it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
+    `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
@@ -107,6 +108,7 @@ class TrainOptions(PeerOptions):
     model: str | None = None
     wait_seconds: float = 300.0
     wire: WireFormat | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +169,14 @@ class StatusOptions(PeerOptions):
 class ExportOptions(PeerOptions):
     """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty.
 
-    It is what the swarm holds, or, without entering it, what peers left in the directories `left`.
+    It is what the swarm holds, or, without entering it, what peers left in the directories `left`, or the best that
+    trainers on this machine have evaluated.
     """
 
     directory: Path
     model: str | None = None
     left: tuple[Path, ...] = ()
+    best: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from swarm.cli.arguments import (
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
+from swarm.trackers import TRACKERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -37,6 +38,7 @@ class _Given(PeerGiven):
     model: str | None
     wait: float
     wire: str | None
+    track: tuple[str, ...]
 
 
 @click.command(
@@ -52,7 +54,13 @@ which can tell them about it. Use --only or --avoid to choose the hosts, or hold
 then only adapters leave this machine.""",
 )
 @peer_options
-@click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
+@click.option(
+    "--data",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help=".jsonl, .parquet, .txt or hf:OWNER/NAME[:SPLIT]; may be repeated.",
+)
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
@@ -62,6 +70,7 @@ then only adapters leave this machine.""",
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
 @wire_option
+@click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Send metrics there, too; may be repeated.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -81,6 +90,7 @@ def command(**given: Unpack[_Given]) -> None:
             model=given["model"],
             wait_seconds=given["wait"],
             wire=wire_format(given["wire"]),
+            track=given["track"],
         )
         from swarm.commands import run_train
 
