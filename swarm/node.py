@@ -22,15 +22,19 @@ from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
+from peers.membership import Role
 from peers.messages import StreamKind
 from peers.own_router import OwnRouter
 from peers.pool import Pool
+from peers.role_guard import RoleGuard
 from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
 from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
-from swarm.errors import BadConfig, BadJoinString
+from swarm.entry import PrivateRun
+from swarm.errors import BadConfig, BadJoinString, NotInvited
+from swarm.revoking import RevocationWatch
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second.
+    `max_send` bounds what it sends, in bytes per second. `private` is how this peer gets into a private run.
     """
 
     run: RunId
@@ -61,6 +65,7 @@ class NodeConfig:
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
     max_send: float = math.inf
+    private: PrivateRun | None = None
 
 
 class Node:
@@ -78,6 +83,7 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
+        self.revocations: RevocationWatch | None = None  # of a private run
         self._holding: Holding | None = None
         self._run_blob = run_blob
         self._servers: dict[str, CallServer] = {}
@@ -90,16 +96,23 @@ class Node:
         Raises:
             NetworkFailed, BadIdentity: the node cannot start; the message says what to do.
             BadJoinString: the peers that answered do not know this run.
+            NotInvited: it is private.
         """
         network = await HivemindNetwork.start(
             config.network,
             run=config.run,
             identity_path=config.state / "identity",
             address_book=config.state / BOOK_NAME,
+            members=None if config.private is None else config.private.members,
         )
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
+            if node.spec.security.private and config.private is None:
+                raise NotInvited(
+                    f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
+                    " invitation that comes back"
+                )
             _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
@@ -110,6 +123,10 @@ class Node:
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
+        if network.gate is not None and config.private is not None:
+            owner, lists = config.private.members.owner, config.private.lists
+            node.revocations = RevocationWatch(network.directory, network.gate, owner, config.run, lists)
+            node.spawn(node.revocations.run(), "those revoked")
         return node
 
     @property
@@ -148,6 +165,8 @@ class Node:
     async def serve(self, kind: str, handler: Handler) -> None:
         """Answer streams of a kind, from other peers and from this one."""
         self.pool.add_local(kind, handler)
+        if self.network.gate is not None:
+            handler = RoleGuard(handler, self.network.gate)
         if kind in self._servers:  # p2pd takes one handler of a kind for good, so another one is put behind it
             self._servers[kind].handler = handler
             return
@@ -218,7 +237,10 @@ class Node:
     async def _keep_known(self) -> None:
         """Store the run again before it expires, and remember who was there for the next start."""
         while True:
-            await self.directory.store_run(self.config.run, self._run_blob, self.network.dht_time() + RUN_LIFE_SECONDS)
+            gate = self.network.gate
+            if gate is None or gate.own.role.covers(Role.TRAINER):  # clients of a private run may not store
+                expires_at = self.network.dht_time() + RUN_LIFE_SECONDS
+                await self.directory.store_run(self.config.run, self._run_blob, expires_at)
             found = [address for record in self.router.records for address in record.addresses[:2]]
             try:
                 await self.network.remember(found)

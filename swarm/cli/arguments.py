@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., None])
 
 JOIN_HELP = (
-    "JOIN is a join string (swarm1:…), a file that holds one, a directory made by `swarm init`, or a peer's state "
-    "directory."
+    "JOIN is a join string (swarm1:…), an invitation (swarminvite1:…), a file that holds one, a directory made by "
+    "`swarm init`, or a peer's state directory."
 )
 
 

@@ -6,7 +6,21 @@ import importlib
 
 import click
 
-COMMANDS = ("demo", "init", "join", "train", "generate", "status", "pause", "resume", "export", "id", "families")
+COMMANDS = (
+    "demo",
+    "init",
+    "join",
+    "train",
+    "generate",
+    "status",
+    "pause",
+    "resume",
+    "export",
+    "id",
+    "invite",
+    "revoke",
+    "families",
+)
 _PACKAGE = "swarm.cli"
 
 
