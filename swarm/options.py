@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
+from peers.membership import Role
 from peers.wire_format import WireFormat
 from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
@@ -93,12 +94,14 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
+    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
+    work for them. `wire` is how activations travel; None: as the run says.
     `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
+    keep_first: int = 0
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
@@ -177,6 +180,23 @@ class ExportOptions(PeerOptions):
     model: str | None = None
     left: tuple[Path, ...] = ()
     best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteOptions:
+    """`swarm invite`: let `peer` into the private run in `directory`, or, where it is None, whoever has the line."""
+
+    directory: Path
+    peer: str | None
+    role: Role
+    days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeOptions(PeerOptions):
+    """`swarm revoke`: `who` is a peer id, or the serial of an invitation."""
+
+    who: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

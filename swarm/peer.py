@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 from blocks.spans import Span
 from peers.address_book import save_addresses
 from peers.config import NetworkConfig
+from peers.membership import Role
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
+from swarm.entry import Search, find_entry
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
@@ -87,7 +89,7 @@ class Peer:
         """Enter the run named by a join string or a run directory.
 
         Raises:
-            SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
+            SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
         with ENTERING:
             return _enter(cls, target, config)
@@ -146,6 +148,7 @@ class Peer:
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+            NotInvited: to this private run, but not as a trainer.
         """
         from swarm.data import SampleSet
         from swarm.training import TrainingRequest, train
@@ -216,6 +219,10 @@ class Peer:
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 
+    def spread_revocations(self) -> bool:
+        """See now that the swarm has the newest list of those revoked; whether others took it."""
+        return self.node.revocations is None or self.loop.run(self.node.revocations.look())
+
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
         return self.loop.run(look(self.node))
@@ -252,6 +259,8 @@ class Peer:
 def _enter(cls: type[Peer], target: Join | RunDirectory, config: PeerConfig) -> Peer:
     known = known_of(target)
     network = _with_bootstrap(config.network, known, target)
+    search = Search(target=target, run=known.run, state_root=config.state_root, state=config.state)
+    entry = find_entry(search, Role.CLIENT if network.client_mode else Role.HOST)
     state = _claim(target, config, known.run)
     loop = LoopThread()
     try:
@@ -266,6 +275,7 @@ def _enter(cls: type[Peer], target: Join | RunDirectory, config: PeerConfig) -> 
             route_seconds=config.route_seconds,
             max_send=config.max_send,
             lan=config.lan,
+            private=None if entry is None else entry.begin(state.path),
         )
         peer = cls(loop, loop.run(Node.start(node_config)), state, config)
         if isinstance(target, RunDirectory) and not network.client_mode:

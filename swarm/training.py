@@ -17,11 +17,13 @@ from blocks.shared_client import SharedClient
 from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
+from peers.membership import Role
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
 from swarm.best_adapter import BEST, BestAdapter
 from swarm.data import SampleSet
 from swarm.devices import pick_dtype
+from swarm.errors import NotInvited
 from swarm.exporting import export
 from swarm.metrics import Value
 from swarm.model import RemoteBlocks, SwarmModel
@@ -62,7 +64,9 @@ class TrainingResult:
 
 async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
     """See Peer.train."""
-    spec = node.spec
+    spec, gate = node.spec, node.network.gate
+    if gate is not None and not gate.own.role.covers(Role.TRAINER):
+        raise NotInvited(f"this peer was invited as a {gate.own.role}; ask the run's owner for one with --role trainer")
     async with _compute(node, config) as thread:
         source = await asyncio.to_thread(find_run_model, spec, config.model, config.cache_dir)
         await asyncio.to_thread(check_weights, source, spec, [OUTSIDE])

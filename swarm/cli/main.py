@@ -19,6 +19,8 @@ COMMANDS = (
     "export",
     "report",
     "id",
+    "invite",
+    "revoke",
     "families",
 )
 _MODULES = {"report": "run_report"}  # report.py is what all commands print with
