@@ -81,11 +81,15 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitClass:
-    """Units with the same holders: averaged together by one all-reduce among exactly `holders`."""
+    """Units with the same holders: averaged together by one all-reduce among exactly `holders`.
+
+    Where none of them can be dialled, `helpers` reduce for them: reachable members of the group that hold none of it.
+    """
 
     class_id: bytes
     holders: tuple[PeerId, ...]
     units: tuple[UnitId, ...]
+    helpers: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
