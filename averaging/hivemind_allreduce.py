@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from hivemind.averaging.allreduce import AllReduceRunner
+from hivemind.averaging.allreduce import AllReduceRunner, AveragingMode
 from hivemind.averaging.partition import TensorPartReducer
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import averaging_pb2
@@ -50,7 +50,10 @@ class Place:
 
 
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
-    """The all-reduce of one class among exactly its holders. `work.vector` is there."""
+    """The all-reduce of one class among exactly its holders. `work.vector` is there.
+
+    Holders behind NAT reduce nothing; where all are, its helpers do, who bring nothing and take nothing.
+    """
 
     def __init__(
         self, *, place: Place, work: ClassWork, peer_fractions: tuple[float, ...], config: AveragingConfig
@@ -61,15 +64,18 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self._codec = PartCodec(make_codec(recipe.codec, top_share=recipe.top_share, lossless=recipe.lossless))
         self._debts = Debts(self._codec.codec, work.vector, work.owed_sent, work.owed_sum)
         num_reducers = sum(fraction > 0 for fraction in peer_fractions)
+        unit_class = work.unit_class
         super().__init__(
             p2p=place.p2p,
             servicer_type=place.servicer_type,
             prefix=place.namespace,
-            group_id=work.unit_class.class_id,
+            group_id=unit_class.class_id,
             tensors=(self._debts.vector,),
             weight=1.0,
-            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in work.unit_class.holders),
+            # Helpers come last, so that a sender's place among the senders is its place among all.
+            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in unit_class.holders + unit_class.helpers),
             peer_fractions=peer_fractions,
+            modes=_modes(peer_fractions, len(unit_class.holders)),
             sender_timeout=config.stall_seconds,
             reducer_timeout=2 * config.stall_seconds,
             part_size_bytes=part_bytes(4 * work.vector.numel(), num_reducers, config.part_bytes),
@@ -102,8 +108,11 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
         try:
             async with asyncio.timeout(self._seconds):
-                await self._collect()
-                result = await asyncio.get_running_loop().run_in_executor(None, self._result)
+                if self.peer_id in self.sender_peer_ids:
+                    await self._collect()
+                    result = await asyncio.get_running_loop().run_in_executor(None, self._result)
+                else:
+                    result = await self._help()
         except TimeoutError:
             silent = set(self.sender_peer_ids) - self.active_senders
             failed = self._failed(f"not done within {self._seconds:g} s{nothing_from(silent)}", silent)
@@ -168,6 +177,23 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             for peer, parts in zip(self.ordered_peer_ids, self._parts.by_reducer, strict=True):
                 if parts:
                     tasks.create_task(self._communicate_with_peer(peer))
+
+    async def _help(self) -> Reduced:
+        """Until all holders have had this peer's sums.
+
+        Raises:
+            ExceptionGroup: of LostPeer, as `_collect` does.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            ended = [
+                tasks.create_task(event.wait()) for event in (self._senders.all_served, self.tensor_part_reducer.failed)
+            ]
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.cancel()
+            if self.tensor_part_reducer.failure is not None:
+                raise self.tensor_part_reducer.failure
+        return Reduced(mean=None)
 
     def _result(self) -> Reduced:
         """In a worker thread: what came of it, and who did what cannot be right."""
@@ -248,6 +274,11 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
             dropped=_names(self.ordered_peer_ids, self._parts.dropped),
         )
+
+
+def _modes(fractions: Sequence[float], num_holders: int) -> tuple[AveragingMode, ...]:
+    holders = [AveragingMode.NODE if fraction else AveragingMode.CLIENT for fraction in fractions[:num_holders]]
+    return (*holders, *[AveragingMode.AUX] * (len(fractions) - num_holders))
 
 
 def _names(holders: Sequence[PeerID], places: Iterable[int]) -> frozenset[PeerId]:

@@ -142,6 +142,6 @@ async def _run_rules(node: Node, source: ModelSource, own_rank: int) -> RunRules
         lora=lora,
         optimizer=optimizer_config(spec),
         batch_size=spec.training.batch_size,
-        units=unit_rules(spec),
+        units=unit_rules(spec, shapes),
         shapes=shapes,
     )
