@@ -153,6 +153,18 @@ class HivemindNetwork:
                 f"peer {peer} cannot be reached at {', '.join(where)[:300]}: {one_line(error)}"
             ) from error
 
+    async def connected(self) -> frozenset[PeerId]:
+        """To whom there is a connection now, whoever made it.
+
+        Raises:
+            NetworkFailed: p2pd is gone.
+        """
+        try:
+            found = await self.p2p.list_peers()
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            raise NetworkFailed(f"p2pd of peer {self.peer_id} does not answer: {one_line(error)}") from error
+        return frozenset(PeerId(each.peer_id.to_base58()) for each in found)
+
     async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
         """Dial `peer` and open a stream of `kind`. The caller keeps the writer (asyncio closes lost ones).
 

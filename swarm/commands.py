@@ -84,7 +84,8 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         avoid=frozenset(PeerId(peer) for peer in options.avoid),
         allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
     )
-    network = NetworkConfig(bootstrap=options.peers) if options.blocks else _client(options)
+    is_dialled = options.blocks is not None and not options.behind_nat
+    network = NetworkConfig(bootstrap=options.peers) if is_dialled else _client(options)
     screen.now("entering the swarm")
     config = replace(
         _config(options, network, model=options.model),

@@ -130,7 +130,13 @@ def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKe
     return RoundKeeper(
         host,
         Averager(exchange, network.peer_id, host.rules.layout, averaging, rules=host.rules.units, now=network.dht_time),
-        Surroundings(directory=node.directory, pool=node.pool, dht_time=network.dht_time, router=node.router),
+        Surroundings(
+            directory=node.directory,
+            pool=node.pool,
+            dht_time=network.dht_time,
+            router=node.router,
+            behind_nat=network.config.client_mode,
+        ),
         KeeperConfig(
             whole=node.whole,
             averaging=averaging,

@@ -31,6 +31,7 @@ from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString
+from swarm.reaching import Reaching
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
@@ -137,6 +138,13 @@ class Node:
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
+        behind_nat = self.network.config.client_mode
+        if behind_nat and config.span is None:
+            raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
+        if behind_nat and config.span is not None:
+            reaching = Reaching(self.network, lambda: self.router.found, config.span)
+            await reaching.look()
+            self.spawn(reaching.run(), "connections")
         self._holding = Holding(self, config)
         return await self._holding.begin()
 

@@ -91,11 +91,13 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
+    it trains through itself, and only adapters leave it. Others use these blocks too, unless it is `behind_nat` and
+    they cannot. `wire` is how activations travel; None: as the run says.
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
+    behind_nat: bool = False
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()

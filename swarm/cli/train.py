@@ -30,6 +30,7 @@ class _Given(PeerGiven):
     eval_data: tuple[Path, ...]
     steps: int
     blocks: str
+    behind_nat: bool
     device: str
     quantize: str
     avoid: tuple[str, ...]
@@ -49,13 +50,17 @@ Examples:
 
 {JOIN_HELP} Batch size, learning rate and the rest are the run's. The text stays here; hosts see activations,
 which can tell them about it. Use --only or --avoid to choose the hosts, or hold every block here with --blocks:
-then only adapters leave this machine.""",
+then only adapters leave this machine. Behind a router without a forwarded port, add --behind-nat: others then
+average with this peer, over connections that it makes, and nobody waits for its blocks.""",
 )
 @peer_options
 @click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
+@click.option(
+    "--behind-nat", is_flag=True, help="With --blocks, where others cannot dial this machine: listen nowhere."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
 @quantize_option
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
@@ -74,6 +79,7 @@ def command(**given: Unpack[_Given]) -> None:
             eval_data=given["eval_data"],
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
+            behind_nat=given["behind_nat"],
             device=given["device"],
             quantize=quantization(given["quantize"]),
             avoid=frozenset(given["avoid"]),
