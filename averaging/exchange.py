@@ -91,6 +91,11 @@ class UnitClass:
     units: tuple[UnitId, ...]
     helpers: tuple[PeerId, ...] = ()
 
+    @property
+    def reducers(self) -> tuple[PeerId, ...]:
+        """Who may combine parts: first the holders, so that one's place among them is its place here, too."""
+        return self.holders + self.helpers
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassWork:

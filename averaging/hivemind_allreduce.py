@@ -24,7 +24,7 @@ from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor, as_aite
 from averaging import merge
 from averaging.codecs import make_codec
 from averaging.config import AveragingConfig
-from averaging.exchange import ClassWork, Reduced
+from averaging.exchange import ClassWork, Reduced, UnitClass
 from averaging.hivemind_judge import TELL_SECONDS, Judge, wait_for
 from averaging.hivemind_lost import NETWORK_ERRORS, LostPeer, StreamEnded, blame, leaves, nothing_from
 from averaging.hivemind_reducer import PartCodec, SumReducer
@@ -50,10 +50,7 @@ class Place:
 
 
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
-    """The all-reduce of one class among exactly its holders. `work.vector` is there.
-
-    Holders behind NAT reduce nothing; where all are, its helpers do, who bring nothing and take nothing.
-    """
+    """The all-reduce of one class among exactly its holders, and who helps them. `work.vector` is there."""
 
     def __init__(
         self, *, place: Place, work: ClassWork, peer_fractions: tuple[float, ...], config: AveragingConfig
@@ -64,18 +61,16 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         self._codec = PartCodec(make_codec(recipe.codec, top_share=recipe.top_share, lossless=recipe.lossless))
         self._debts = Debts(self._codec.codec, work.vector, work.owed_sent, work.owed_sum)
         num_reducers = sum(fraction > 0 for fraction in peer_fractions)
-        unit_class = work.unit_class
         super().__init__(
             p2p=place.p2p,
             servicer_type=place.servicer_type,
             prefix=place.namespace,
-            group_id=unit_class.class_id,
+            group_id=work.unit_class.class_id,
             tensors=(self._debts.vector,),
             weight=1.0,
-            # Helpers come last, so that a sender's place among the senders is its place among all.
-            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in unit_class.holders + unit_class.helpers),
+            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in work.unit_class.reducers),
             peer_fractions=peer_fractions,
-            modes=_modes(peer_fractions, len(unit_class.holders)),
+            modes=_modes(work.unit_class, peer_fractions),
             sender_timeout=config.stall_seconds,
             reducer_timeout=2 * config.stall_seconds,
             part_size_bytes=part_bytes(4 * work.vector.numel(), num_reducers, config.part_bytes),
@@ -108,11 +103,8 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         """Run to the end: the whole result, or none and why. Returns once the others have been served too."""
         try:
             async with asyncio.timeout(self._seconds):
-                if self.peer_id in self.sender_peer_ids:
-                    await self._collect()
-                    result = await asyncio.get_running_loop().run_in_executor(None, self._result)
-                else:
-                    result = await self._help()
+                await self._collect()
+                result = await asyncio.get_running_loop().run_in_executor(None, self._result)
         except TimeoutError:
             silent = set(self.sender_peer_ids) - self.active_senders
             failed = self._failed(f"not done within {self._seconds:g} s{nothing_from(silent)}", silent)
@@ -178,31 +170,13 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
                 if parts:
                     tasks.create_task(self._communicate_with_peer(peer))
 
-    async def _help(self) -> Reduced:
-        """Until all holders have had this peer's sums.
-
-        Raises:
-            ExceptionGroup: of LostPeer, as `_collect` does.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            ended = [
-                tasks.create_task(event.wait()) for event in (self._senders.all_served, self.tensor_part_reducer.failed)
-            ]
-            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.cancel()
-            if self.tensor_part_reducer.failure is not None:
-                raise self.tensor_part_reducer.failure
-        return Reduced(mean=None)
-
     def _result(self) -> Reduced:
         """In a worker thread: what came of it, and who did what cannot be right."""
-        mean = self._mean
         return Reduced(
-            mean=mean,
-            digest=merge.digest([mean]),
+            mean=self._mean,
+            digest=merge.digest([self._mean]),
             dropped=_names(self.ordered_peer_ids, self._parts.dropped),
-            doubted=_names(self.ordered_peer_ids, self._parts.doubted(mean)),
+            doubted=_names(self.ordered_peer_ids, self._parts.doubted(self._mean)),
             owed_sent=self._debts.sent,
             owed_sum=self._debts.summed,
         )
@@ -276,9 +250,33 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         )
 
 
-def _modes(fractions: Sequence[float], num_holders: int) -> tuple[AveragingMode, ...]:
+class HelpingRunner(ClassRunner):
+    """The same at one that holds nothing of the class, and reduces for holders behind NAT: it only serves."""
+
+    async def _collect(self) -> None:
+        """Wait until all holders have had this peer's sums.
+
+        Raises:
+            ExceptionGroup: of LostPeer, as where there is something to collect.
+        """
+        reducer = self.tensor_part_reducer
+        async with asyncio.TaskGroup() as tasks:
+            ends = [tasks.create_task(event.wait()) for event in (self._senders.all_served, reducer.failed)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+            if reducer.failure is not None:
+                raise reducer.failure
+
+    def _result(self) -> Reduced:
+        return Reduced(mean=None)
+
+
+def _modes(unit_class: UnitClass, fractions: Sequence[float]) -> tuple[AveragingMode, ...]:
+    """Holders that nobody can dial reduce nothing; helpers do nothing else."""
+    num_holders = len(unit_class.holders)
     holders = [AveragingMode.NODE if fraction else AveragingMode.CLIENT for fraction in fractions[:num_holders]]
-    return (*holders, *[AveragingMode.AUX] * (len(fractions) - num_holders))
+    return (*holders, *[AveragingMode.AUX] * len(unit_class.helpers))
 
 
 def _names(holders: Sequence[PeerID], places: Iterable[int]) -> frozenset[PeerId]:

@@ -21,7 +21,7 @@ from averaging.ballot import Ballot, Word, parse_word, word_of
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import BadContribution, RoundFailed
 from averaging.exchange import Call, ClassWork, Contribution, Group, Reduced, UnitClass, Vote
-from averaging.hivemind_allreduce import ClassRunner, Place
+from averaging.hivemind_allreduce import ClassRunner, HelpingRunner, Place
 from averaging.hivemind_lost import NETWORK_ERRORS
 from averaging.hivemind_matchmaking import Joining, find_group
 from averaging.hivemind_servicer import AveragingServicer, ServingSeconds
@@ -160,7 +160,7 @@ class HivemindExchange:
         try:
             async with asyncio.timeout(max(0.0, deadline - get_dht_time())), asyncio.TaskGroup() as tasks:
                 # Votes are delivered even when the own outcome is clear already: the others wait for them.
-                concerned = {peer for entry in classes for peer in entry.holders + entry.helpers}
+                concerned = {peer for entry in classes for peer in entry.reducers}
                 for peer in sorted(concerned - behind_nat - {word.peer}):
                     tasks.create_task(self._send_votes(peer, word, ballot if word.peer in behind_nat else None))
                 tasks.create_task(ballot.settled())
@@ -190,10 +190,11 @@ class HivemindExchange:
         unit_class = work.unit_class
         if work.vector is None:
             raise RoundFailed(f"no tensors here for {len(unit_class.units)} units from {unit_class.units[0]}")
-        return ClassRunner(
+        kind = HelpingRunner if self._network.peer_id in unit_class.helpers else ClassRunner
+        return kind(
             place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run, limit=self._limit),
             work=work,
-            peer_fractions=planning.fractions(unit_class.holders + unit_class.helpers, group.contributions),
+            peer_fractions=planning.fractions(unit_class.reducers, group.contributions),
             config=replace(self._config, part_bytes=planning.part_bytes(group.contributions, self._config)),
         )
 

@@ -141,4 +141,4 @@ def _accused(unit_class: UnitClass, by_peer: Mapping[PeerId, frozenset[PeerId]])
     if len(holders) < 3:
         return frozenset()
     accusations = {peer: accused for peer, accused in by_peer.items() if peer in holders}
-    return convicted(accusations, len(holders)) & (holders | set(unit_class.helpers))
+    return convicted(accusations, len(holders)) & set(unit_class.reducers)

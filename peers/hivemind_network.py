@@ -7,7 +7,7 @@ import logging
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,7 @@ class HivemindNetwork:
         """
         if self.config.client_mode:
             return ()
-        try:
-            visible = await self.p2p.get_visible_maddrs(latest=True)
-        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-            raise NetworkFailed(f"p2pd of peer {self.peer_id} does not answer: {one_line(error)}") from error
+        visible = await _asked(self.peer_id, self.p2p.get_visible_maddrs(latest=True))
         return tuple(str(address) for address in visible)
 
     async def remember(self, addresses: Iterable[str]) -> None:
@@ -159,10 +156,7 @@ class HivemindNetwork:
         Raises:
             NetworkFailed: p2pd is gone.
         """
-        try:
-            found = await self.p2p.list_peers()
-        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-            raise NetworkFailed(f"p2pd of peer {self.peer_id} does not answer: {one_line(error)}") from error
+        found = await _asked(self.peer_id, self.p2p.list_peers())
         return frozenset(PeerId(each.peer_id.to_base58()) for each in found)
 
     async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
@@ -237,6 +231,14 @@ class HivemindNetwork:
             if not self._streams[peer]:
                 del self._streams[peer]
             writer.close()
+
+
+async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
+    """What this node's own p2pd says."""
+    try:
+        return await question
+    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+        raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
 
 
 def _check_port_is_free(config: NetworkConfig) -> None:

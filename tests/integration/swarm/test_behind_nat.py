@@ -12,7 +12,7 @@ from peers.errors import NoRoute
 from swarm.errors import BadConfig
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
-from tests.integration.swarm.small_swarm import BACK, FRONT, SmallSwarm, block_samples, host_of, random_samples, until
+from tests.integration.swarm.small_swarm import BACK, FRONT, SmallSwarm, host_of, random_samples, until
 
 SETTINGS = {"training": {"batch_size": 4, "learning_rate": 1e-2}, "rounds": {"round_samples": 16}}
 
@@ -39,11 +39,10 @@ def test_two_peers_behind_nat_train_average_and_generate_and_a_third_catches_up(
         swarm.hold(peer, FRONT)
     until(lambda: known(public) == {ann.id, bob.id}, "the public host knows both")
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda peer: peer.train(random_samples(32, seed=len(peer.id)), steps=4), (ann, bob)))
-    for peer in (ann, bob):
-        assert set(block_samples(peer).values()) == {16}, "each trains through its own blocks alone"
-    assert set(block_samples(public).values()) == {32}
+        list(pool.map(lambda peer: peer.train(random_samples(32, seed=len(peer.id)), steps=8), (ann, bob)))
     until(lambda: agree(ann, bob, 1), "a round of both")
+    assert min(state.total_samples for state in host_of(ann).units.values()) > 32, "what both have done counts"
+    assert not {ann.id, bob.id} & {*ann.node.traffic.by_peer, *bob.node.traffic.by_peer}, "each used its own blocks"
     assert ann.generate("a b", max_new_tokens=4) == bob.generate("a b", max_new_tokens=4)
     # Others cannot use these blocks, and are not sent there.
     client = enter_behind_nat(swarm, "client", route_seconds=1.0)
