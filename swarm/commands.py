@@ -143,7 +143,8 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         keep_first=options.keep_first,
     )
     own = Span(0, options.keep_first) if options.keep_first else options.blocks
-    network = NetworkConfig(bootstrap=options.peers) if own else _client(options)
+    is_dialled = own is not None and not options.behind_nat
+    network = NetworkConfig(bootstrap=options.peers) if is_dialled else _client(options)
     screen.now("entering the swarm")
     config = replace(
         _config(options, network, model=options.model),

@@ -31,6 +31,7 @@ class _Given(PeerGiven):
     eval_data: tuple[Path, ...]
     steps: int
     blocks: str
+    behind_nat: bool
     device: str
     quantize: str
     keep_first: int
@@ -53,7 +54,9 @@ Examples:
 
 {JOIN_HELP} Batch size, learning rate and the rest are the run's. The text stays here; hosts see activations,
 which can tell them about it, the more the earlier the block. Use --only or --avoid to choose the hosts, --keep-first to
-hold the first blocks here, or hold every block here with --blocks: then only adapters leave this machine.""",
+hold the first blocks here, or hold every block here with --blocks: then only adapters leave this machine. Behind a
+router without a forwarded port, add --behind-nat: others then average with this peer, over connections that it makes,
+and nobody waits for its blocks.""",
 )
 @peer_options
 @click.option(
@@ -72,6 +75,9 @@ hold the first blocks here, or hold every block here with --blocks: then only ad
     default=0,
     metavar="K",
     help="Hold the first K blocks here; only activations that come out of them leave this machine.",
+)
+@click.option(
+    "--behind-nat", is_flag=True, help="With --blocks, where others cannot dial this machine: listen nowhere."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
 @quantize_option
@@ -95,6 +101,7 @@ def command(**given: Unpack[_Given]) -> None:
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
             keep_first=given["keep_first"],
+            behind_nat=given["behind_nat"],
             device=given["device"],
             quantize=quantization(given["quantize"]),
             avoid=frozenset(given["avoid"]),
