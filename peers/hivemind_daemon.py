@@ -35,8 +35,9 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
+from peers.bulk_reader import BulkReader
 from peers.config import NetworkConfig
-from peers.errors import NOT_ADMITTED, BadMessage, NetworkFailed, NotAdmitted
+from peers.errors import NOT_ADMITTED, NetworkFailed, NotAdmitted
 from peers.gate import Gate
 from peers.network import PeerId
 from peers.socket_directory import SocketDirectory
@@ -66,26 +67,6 @@ RefuseCallback = Callable[[NotAdmitted, asyncio.StreamReader, asyncio.StreamWrit
 
 class _GateShut(NotAdmitted, P2PDaemonError):  # type: ignore[misc]
     """For hivemind, and for whoever calls through it, a peer that is not let in is one that cannot be reached."""
-
-
-class CappedReader:
-    """A StreamReader that refuses to wait for more bytes at once than a frame may have.
-
-    hivemind reads an 8-byte length and then calls `readexactly` with it, whatever it says.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def readexactly(self, size: int) -> bytes:
-        """As StreamReader's.
-
-        Raises:
-            BadMessage: more than MAX_HIVEMIND_FRAME_BYTES were asked for; nothing was read.
-        """
-        if size > MAX_HIVEMIND_FRAME_BYTES:
-            raise BadMessage(f"a hivemind frame claims {size} bytes; at most {MAX_HIVEMIND_FRAME_BYTES} are accepted")
-        return await self._reader.readexactly(size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,17 +155,17 @@ class Daemon(P2P):  # type: ignore[misc]
             ready.set_exception(P2PDaemonError("exited"))
 
     async def add_binary_stream_handler(self, name: str, handler: StreamCallback, balanced: bool = False) -> None:
-        """As hivemind's, for hivemind's own handlers: frames are capped, and only members pass."""
+        """As hivemind's, for hivemind's own handlers: frames are capped, and read in one go; only members pass."""
 
-        async def capped(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def bulk(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await self._let_in(info.peer_id, name, writer)
             except NotAdmitted as error:
                 await _say_no(error, reader, writer)
             else:
-                await handler(info, CappedReader(reader), writer)  # type: ignore[arg-type]
+                await handler(info, _bulk(reader, writer), writer)  # type: ignore[arg-type]
 
-        await super().add_binary_stream_handler(name, capped, balanced)
+        await super().add_binary_stream_handler(name, bulk, balanced)
 
     async def _add_protobuf_unary_handler(
         self, handle_name: str, handler: Any, input_protobuf_type: Any, balanced: bool = False
@@ -198,11 +179,11 @@ class Daemon(P2P):  # type: ignore[misc]
         await super()._add_protobuf_unary_handler(handle_name, gated, input_protobuf_type, balanced)
 
     async def call_binary_stream_handler(self, peer_id: Any, handler_name: str) -> Any:
-        """As hivemind's, for hivemind's own calls: frames are capped, and only members are called."""
+        """As hivemind's, for hivemind's own calls: frames are capped, and read in one go; only members are called."""
         await self._let_out(peer_id.to_base58(), handler_name)
         info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
         self._track(peer_id.to_base58(), writer)
-        return info, CappedReader(reader), writer
+        return info, _bulk(reader, writer), writer
 
     async def _call_unary_protobuf_handler(self, peer_id: Any, handle_name: str, message: Any, kind: Any) -> Any:
         """As hivemind's: only members are called."""
@@ -243,10 +224,10 @@ class Daemon(P2P):  # type: ignore[misc]
         await self._child.wait()
         return " / ".join(self._last_lines)[-400:]
 
-    async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None = None) -> None:
+    async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None) -> None:
         """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap.
 
-        Strangers to a private run get what `refuse(error, reader, writer)` says. Without it the stream is open to all.
+        Strangers to a private run get what `refuse(error, reader, writer)` says; with None the stream is open to them.
         """
 
         async def gated(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -306,6 +287,11 @@ class Daemon(P2P):  # type: ignore[misc]
                 self._child.kill()
                 await self._child.wait()
         self._directory.remove()
+
+
+def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> BulkReader:
+    """hivemind reads an 8-byte length and then asks for so many bytes, whatever it says: no more than a frame has."""
+    return BulkReader(reader, writer, most_bytes=MAX_HIVEMIND_FRAME_BYTES)
 
 
 async def spawn(*command: str) -> asyncio.subprocess.Process:

@@ -25,6 +25,7 @@ from peers.gate import Gate, MemberConfig
 from peers.hivemind_bootstrap import is_taken_elsewhere, join_swarm
 from peers.hivemind_daemon import Daemon, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
+from peers.hivemind_lan import group_protocol
 from peers.hivemind_members import Members, refuse
 from peers.identity import Identity, IdentityLock, hold, load_or_create
 from peers.membership import Role
@@ -168,6 +169,16 @@ class HivemindNetwork:
     async def serve_stream(self, kind: str, handler: StreamHandler) -> None:
         """Call `handler` with each incoming stream of `kind`; the stream closes when the handler returns."""
         await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler), refuse)
+
+    async def tell_group(self, group: str, answer: bytes) -> None:
+        """Tell whoever asks for the group, a stranger too, what it is; see hivemind_lan.ask_group."""
+
+        async def tell(stream: ByteStream) -> None:
+            stream.writer.write(answer)
+            async with asyncio.timeout(self.config.dial_seconds):
+                await stream.writer.drain()
+
+        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell), None)
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""

@@ -40,7 +40,9 @@ from swarm.run import RunId, open_run, save_run
 if TYPE_CHECKING:
     from swarm.holding import Holding
     from swarm.hosting import Hosting
+    from swarm.lan import LanPresence
     from swarm.loading import HostingConfig
+    from swarm.taking_part import OwnModel, TakingPart
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second. `private` is how this peer gets into a private run.
+    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it,
+    `private` how this peer gets into a private run.
     """
 
     run: RunId
@@ -65,6 +68,7 @@ class NodeConfig:
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
     max_send: float = math.inf
+    lan: str | None = None
     private: PrivateRun | None = None
 
 
@@ -84,7 +88,9 @@ class Node:
             rng=random.Random(),
         )
         self.revocations: RevocationWatch | None = None  # of a private run
+        self.taking_part: TakingPart | None = None
         self._holding: Holding | None = None
+        self._presence: LanPresence | None = None
         self._run_blob = run_blob
         self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,14 +114,12 @@ class Node:
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run), blob)
-            if node.spec.security.private and config.private is None:
-                raise NotInvited(
-                    f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
-                    " invitation that comes back"
-                )
             _keep_run(config.state, blob)
+            await _watch_revoked(node)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
+            if config.lan is not None and not config.network.client_mode:
+                node._presence = await _show_up(network, config, node.spec.name)
         except BaseException:
             await network.stop()
             raise
@@ -123,10 +127,6 @@ class Node:
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
         node.spawn(node._keep_known(), "address book and run record")
-        if network.gate is not None and config.private is not None:
-            owner, lists = config.private.members.owner, config.private.lists
-            node.revocations = RevocationWatch(network.directory, network.gate, owner, config.run, lists)
-            node.spawn(node.revocations.run(), "those revoked")
         return node
 
     @property
@@ -156,6 +156,17 @@ class Node:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
         self._holding = Holding(self, config)
         return await self._holding.begin()
+
+    async def take_part(self, own: OwnModel) -> TakingPart:
+        """Hold all units as the trained tensors of a model that a loop of its own trains, and average them.
+
+        Raises:
+            BlockError, SwarmError, NetworkFailed: see start_taking_part.
+        """
+        from swarm.taking_part import start_taking_part
+
+        self.taking_part = await start_taking_part(self, own)
+        return self.taking_part
 
     @property
     def hosting(self) -> Hosting | None:
@@ -188,6 +199,8 @@ class Node:
 
     def sealed_record(self) -> bytes:
         """This peer's own record as it was last announced; empty while it serves nothing, also while it loads."""
+        if self.taking_part is not None:
+            return self.taking_part.sealed
         return b"" if self._holding is None or self.hosting is None else self._holding.announcer.sealed
 
     def line(self) -> str:
@@ -213,15 +226,25 @@ class Node:
         keep the others from it.
         """
         try:
-            if self.hosting is not None:
-                await self.hosting.leave()
+            for part in self._members():
+                await part.leave()
         finally:
             await self.end(self._tasks)
-            async with AsyncExitStack() as leaving:
-                leaving.push_async_callback(self.network.stop)
-                leaving.push_async_callback(self.pool.close)
-                if self.hosting is not None:
-                    await self.hosting.stop()
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(self.network.stop)
+                stack.push_async_callback(self.pool.close)
+                if self._presence is not None:
+                    stack.push_async_callback(asyncio.to_thread, self._presence.close)
+                for part in self._members():
+                    await part.stop()
+
+    def failure(self) -> BaseException | None:
+        """What ended a background task, if one has ended by itself."""
+        ended = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return next((task.exception() for task in ended), None)
+
+    def _members(self) -> list[Hosting | TakingPart]:
+        return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.
@@ -247,6 +270,35 @@ class Node:
             except NetworkFailed as error:
                 logger.warning("%s", error)
             await asyncio.sleep(_BOOK_SECONDS)
+
+
+async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
+    from swarm.lan import show_up
+
+    assert config.lan is not None
+    return await show_up(network, config.lan, config.run, run_name)
+
+
+async def _watch_revoked(node: Node) -> None:
+    """In a private run: take the owner's newest list before anything is done, and look for newer ones from then on.
+
+    Raises:
+        NotInvited: the run is private, and nothing here lets this peer in.
+        BadMembership: the owner has put this peer out.
+    """
+    private, gate = node.config.private, node.network.gate
+    if private is None or gate is None:
+        if node.spec.security.private:
+            raise NotInvited(
+                f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
+                " invitation that comes back"
+            )
+        return
+    owner = private.members.owner
+    node.revocations = RevocationWatch(node.network.directory, gate, owner, node.config.run, private.lists)
+    await node.revocations.look()
+    gate.check_own()
+    node.spawn(node.revocations.run(), "those revoked")
 
 
 def software_name() -> str:

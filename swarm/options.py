@@ -45,7 +45,8 @@ class PeerOptions:
     """What every command that enters a swarm needs.
 
     `state` is a directory chosen by hand; otherwise the first free one under `state_root` (swarm.state.claim_state).
-    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice.
+    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice. `lan` is
+    the group under which this peer looks for others on its network by mDNS, and is found.
     """
 
     target: Join | RunDirectory
@@ -54,6 +55,7 @@ class PeerOptions:
     state: Path | None = None
     peers: tuple[str, ...] = ()
     threads: int = 0
+    lan: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

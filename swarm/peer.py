@@ -21,7 +21,7 @@ from peers.membership import Role
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
-from swarm.entry import Search, find_entry
+from swarm.entry import Entry, Search, find_entry
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENTERING = threading.RLock()
+"""One peer of this process after the other: uvloop cannot start processes for two loops at once."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerConfig:
@@ -49,7 +52,8 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
+    under which others on its network find it.
     """
 
     state_root: Path
@@ -64,6 +68,7 @@ class PeerConfig:
     call_seconds: float = 120.0
     wire: WireFormat | None = None
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Peer:
@@ -71,7 +76,8 @@ class Peer:
 
     def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
         self.node, self.config = node, config
-        self._loop, self._state = loop, state
+        self.loop = self._loop = loop
+        self._state = state
         self._lock = threading.Lock()
         self._ends: SharedClient | None = None
         self._closed = False
@@ -83,10 +89,14 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
+        with ENTERING:
+            return cls._enter(target, config)
+
+    @classmethod
+    def _enter(cls, target: Join | RunDirectory, config: PeerConfig) -> Peer:
         known = known_of(target)
         network = _with_bootstrap(config.network, known, target)
-        search = Search(target=target, run=known.run, state_root=config.state_root, state=config.state)
-        entry = find_entry(search, Role.CLIENT if network.client_mode else Role.HOST)
+        entry = _entry(target, config, known.run)
         state = _claim(target, config, known.run)
         loop = LoopThread()
         try:
@@ -100,6 +110,7 @@ class Peer:
                 rules=config.rules,
                 route_seconds=config.route_seconds,
                 max_send=config.max_send,
+                lan=config.lan,
                 private=None if entry is None else entry.begin(state.path),
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
@@ -233,10 +244,6 @@ class Peer:
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 
-    def spread_revocations(self) -> bool:
-        """See now that the swarm has the newest list of those revoked; whether others took it."""
-        return self.node.revocations is None or self._loop.run(self.node.revocations.look())
-
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
         return self._loop.run(look(self.node))
@@ -264,6 +271,12 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _entry(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> Entry | None:
+    """How this peer gets into a private run; whoever listens for others is taken for a host."""
+    search = Search(target=target, run=run, state_root=config.state_root, state=config.state)
+    return find_entry(search, Role.CLIENT if config.network.client_mode else Role.HOST)
 
 
 def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:
