@@ -155,7 +155,7 @@ class Daemon(P2P):  # type: ignore[misc]
             ready.set_exception(P2PDaemonError("exited"))
 
     async def add_binary_stream_handler(self, name: str, handler: StreamCallback, balanced: bool = False) -> None:
-        """As hivemind's, for hivemind's own handlers: frames are capped, and read in one go; only members pass."""
+        """As hivemind's, for hivemind's own handlers: only members pass; frames are capped, and read in one go."""
 
         async def bulk(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -179,7 +179,7 @@ class Daemon(P2P):  # type: ignore[misc]
         await super()._add_protobuf_unary_handler(handle_name, gated, input_protobuf_type, balanced)
 
     async def call_binary_stream_handler(self, peer_id: Any, handler_name: str) -> Any:
-        """As hivemind's, for hivemind's own calls: frames are capped, and read in one go; only members are called."""
+        """As hivemind's, for hivemind's own calls: only members are called; frames are capped, and read in one go."""
         await self._let_out(peer_id.to_base58(), handler_name)
         info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
         self._track(peer_id.to_base58(), writer)

@@ -6,7 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from blocks.spans import Span
@@ -14,8 +17,8 @@ from peers.config import NetworkConfig
 from peers.errors import PeerError
 from peers.network import PeerId
 from peers.routing import RouteRules
-from swarm.errors import BadJoinString
-from swarm.join_string import RunDirectory, format_join
+from swarm.errors import BadConfig, BadJoinString
+from swarm.join_string import Join, RunDirectory, format_join, known_of, own_state, target_run_id
 from swarm.options import (
     ExportOptions,
     GenerateOptions,
@@ -24,12 +27,15 @@ from swarm.options import (
     PeerOptions,
     RevokeOptions,
     Screen,
+    ServeOptions,
     StatusOptions,
     TrainOptions,
 )
 from swarm.peer import Peer, PeerConfig
 from swarm.quick_start import import_hosting, settle
+from swarm.state import states_of
 from swarm.status import COLUMNS, title
+from swarm.trackers import tracked
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GATEWAY_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic")
 _STATUS_SECONDS = 2.0
 _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each other; clients come later
 
@@ -144,7 +151,8 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         route_seconds=options.wait_seconds,
         wire=options.wire,
     )
-    with Peer.enter(options.target, config) as peer:
+    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
+        stack.enter_context(tracked(peer, options.track))
         if own is not None:
             screen.now(f"loading blocks {own}")
             peer.hold(own, _hosting(options, options.device))
@@ -195,6 +203,42 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
         screen.stream("\n")
 
 
+def run_serve(options: ServeOptions, screen: Screen) -> None:
+    """Text over HTTP until stopped; says the address on stdout."""
+    try:
+        from swarm.gateway.serve import GatewayServer, gateway_config, listen, serve
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in GATEWAY_PACKAGES:
+            raise
+        raise BadConfig(f"{package} is not installed; run: pip install 'swarmtune[gateway]'") from error
+
+    config = gateway_config(options)
+    listening = listen(options.host, options.port)
+    screen.now("entering the swarm")
+
+    def enter(target: Join | RunDirectory) -> Peer:
+        state = options.state
+        if state is not None and options.others:
+            state = state / known_of(target).run
+        client = replace(
+            _config(options, _client(options), model=options.model),
+            route_seconds=options.wait_seconds,
+            wire=options.wire,
+            state=state,
+        )
+        return Peer.enter(target, client)
+
+    def ready(server: GatewayServer) -> None:
+        host, port = listening.getsockname()[:2]
+        if config.keys is None and not ip_address(host).is_loopback:
+            screen.say("no --api-keys: whoever reaches this address may use it")
+        screen.say(f"models: {', '.join(server.gateway.catalog)}; a page, and the API under /v1, on:")
+        screen.result(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    serve([partial(enter, target) for target in (options.target, *options.others)], config, listening, ready)
+
+
 def run_status(options: StatusOptions, screen: Screen) -> None:
     """Who holds what, once or again and again."""
     network = _client(options)
@@ -217,6 +261,9 @@ def run_export(options: ExportOptions, screen: Screen) -> None:
     if options.left:
         _export_left(options, screen)
         return
+    if options.best:
+        _export_best(options, screen)
+        return
     network = _client(options)
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
@@ -234,6 +281,18 @@ def _export_left(options: ExportOptions, screen: Screen) -> None:
     screen.now("reading what peers have left")
     left = LeftBehind(target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model)
     screen.say(_exported_line(export_left(left, options.directory), options))
+
+
+def _export_best(options: ExportOptions, screen: Screen) -> None:
+    from swarm.best_adapter import export_best
+
+    run = target_run_id(options.target)
+    states = [options.state] if options.state else states_of(options.state_root, run)
+    if options.state is None and isinstance(options.target, RunDirectory):
+        states.append(own_state(options.target))
+    best = export_best(states, options.directory)
+    screen.say(f"held-out loss {best.loss:.4f}, the lowest of trainers on this machine")
+    screen.say(_exported_line(best.round, options))
 
 
 def _exported_line(number: int, options: ExportOptions) -> str:

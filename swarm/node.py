@@ -34,6 +34,7 @@ from peers.traffic import Traffic
 from swarm.config import RunSpec
 from swarm.entry import PrivateRun
 from swarm.errors import BadConfig, BadJoinString, NotInvited
+from swarm.metrics import MetricsLog, Value
 from swarm.revoking import RevocationWatch
 from swarm.run import RunId, open_run, save_run
 
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
+_METRICS_SECONDS = 10.0
 _FIND_RUN_SECONDS = 10.0
 _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
 
@@ -57,8 +59,8 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it,
-    `private` how this peer gets into a private run.
+    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it.
+    `private` is how this peer gets into a private run.
     """
 
     run: RunId
@@ -75,9 +77,10 @@ class NodeConfig:
 class Node:
     """A peer of one run. `start`, use, `stop`; a failure of a background task shows in `wait`."""
 
-    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
+    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
+        self.metrics = MetricsLog(config.state)
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -87,11 +90,10 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
-        self.revocations: RevocationWatch | None = None  # of a private run
         self.taking_part: TakingPart | None = None
+        self.revocations: RevocationWatch | None = None  # of a private run
         self._holding: Holding | None = None
         self._presence: LanPresence | None = None
-        self._run_blob = run_blob
         self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -113,7 +115,7 @@ class Node:
         )
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
-            node = cls(config, network, open_run(blob, config.run), blob)
+            node = cls(config, network, open_run(blob, config.run))
             _keep_run(config.state, blob)
             await _watch_revoked(node)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
@@ -126,7 +128,8 @@ class Node:
         logger.info("entered the swarm peer=%s", network.peer_id)
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
-        node.spawn(node._keep_known(), "address book and run record")
+        node.spawn(_keep_known(node, blob), "address book and run record")
+        node.spawn(_measure(node), "metrics")
         return node
 
     @property
@@ -226,7 +229,7 @@ class Node:
         keep the others from it.
         """
         try:
-            for part in self._members():
+            for part in self.members():
                 await part.leave()
         finally:
             await self.end(self._tasks)
@@ -235,7 +238,7 @@ class Node:
                 stack.push_async_callback(self.pool.close)
                 if self._presence is not None:
                     stack.push_async_callback(asyncio.to_thread, self._presence.close)
-                for part in self._members():
+                for part in self.members():
                     await part.stop()
 
     def failure(self) -> BaseException | None:
@@ -243,7 +246,8 @@ class Node:
         ended = [task for task in self._tasks if task.done() and not task.cancelled()]
         return next((task.exception() for task in ended), None)
 
-    def _members(self) -> list[Hosting | TakingPart]:
+    def members(self) -> list[Hosting | TakingPart]:
+        """What of this node comes to rounds."""
         return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
@@ -257,19 +261,20 @@ class Node:
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
 
-    async def _keep_known(self) -> None:
-        """Store the run again before it expires, and remember who was there for the next start."""
-        while True:
-            gate = self.network.gate
-            if gate is None or gate.own.role.covers(Role.TRAINER):  # clients of a private run may not store
-                expires_at = self.network.dht_time() + RUN_LIFE_SECONDS
-                await self.directory.store_run(self.config.run, self._run_blob, expires_at)
-            found = [address for record in self.router.records for address in record.addresses[:2]]
-            try:
-                await self.network.remember(found)
-            except NetworkFailed as error:
-                logger.warning("%s", error)
-            await asyncio.sleep(_BOOK_SECONDS)
+
+async def _keep_known(node: Node, run_blob: bytes) -> None:
+    """Store the run again before it expires, and remember who was there for the next start."""
+    while True:
+        gate = node.network.gate
+        if gate is None or gate.own.role.covers(Role.TRAINER):  # clients of a private run may not store
+            expires_at = node.network.dht_time() + RUN_LIFE_SECONDS
+            await node.directory.store_run(node.config.run, run_blob, expires_at)
+        found = [address for record in node.router.records for address in record.addresses[:2]]
+        try:
+            await node.network.remember(found)
+        except NetworkFailed as error:
+            logger.warning("%s", error)
+        await asyncio.sleep(_BOOK_SECONDS)
 
 
 async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
@@ -299,6 +304,18 @@ async def _watch_revoked(node: Node) -> None:
     await node.revocations.look()
     gate.check_own()
     node.spawn(node.revocations.run(), "those revoked")
+
+
+async def _measure(node: Node) -> None:
+    """Write how a peer stands, again and again."""
+    while True:
+        await asyncio.sleep(_METRICS_SECONDS)
+        total = node.traffic.total
+        numbers: dict[str, Value] = {"hosts": len(node.router.records), "sent": total.sent, "received": total.received}
+        for holder in [part.holder for part in node.members()]:
+            samples = max((counted.samples for counted in holder.counted().values()), default=0)
+            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
+        await asyncio.to_thread(node.metrics.note, "peer", numbers)
 
 
 def software_name() -> str:

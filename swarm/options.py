@@ -96,6 +96,7 @@ class TrainOptions(PeerOptions):
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
     it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
     work for them. `wire` is how activations travel; None: as the run says.
+    `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
@@ -110,6 +111,7 @@ class TrainOptions(PeerOptions):
     model: str | None = None
     wait_seconds: float = 300.0
     wire: WireFormat | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,29 @@ class GenerateOptions(PeerOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(PeerOptions):
+    """`swarm serve`: text from `target` and `others` over HTTP, on `host` and `port` (0: any free one).
+
+    `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
+    0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
+    some block has no live holder.
+    """
+
+    others: tuple[Join | RunDirectory, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    requests_per_minute: int = 0
+    texts: int = 64
+    queue: int = 128
+    max_tokens: int = 4096
+    lookup: bool = True
+    model: str | None = None
+    wait_seconds: float = 20.0
+    wire: WireFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOptions(PeerOptions):
     """`swarm status`: who holds what. `watch_seconds` 0 shows it once."""
 
@@ -147,12 +172,14 @@ class StatusOptions(PeerOptions):
 class ExportOptions(PeerOptions):
     """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty.
 
-    It is what the swarm holds, or, without entering it, what peers left in the directories `left`.
+    It is what the swarm holds, or, without entering it, what peers left in the directories `left`, or the best that
+    trainers on this machine have evaluated.
     """
 
     directory: Path
     model: str | None = None
     left: tuple[Path, ...] = ()
+    best: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from swarm.cli.arguments import (
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
+from swarm.trackers import TRACKERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -38,6 +39,7 @@ class _Given(PeerGiven):
     model: str | None
     wait: float
     wire: str | None
+    track: tuple[str, ...]
 
 
 @click.command(
@@ -54,7 +56,13 @@ which can tell them about it, the more the earlier the block. Use --only or --av
 hold the first blocks here, or hold every block here with --blocks: then only adapters leave this machine.""",
 )
 @peer_options
-@click.option("--data", type=_FILE, multiple=True, required=True, help=".jsonl or .txt; may be repeated.")
+@click.option(
+    "--data",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help=".jsonl, .parquet, .txt or hf:OWNER/NAME[:SPLIT]; may be repeated.",
+)
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
@@ -71,6 +79,7 @@ hold the first blocks here, or hold every block here with --blocks: then only ad
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
 @wire_option
+@click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Send metrics there, too; may be repeated.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -93,6 +102,7 @@ def command(**given: Unpack[_Given]) -> None:
             model=given["model"],
             wait_seconds=given["wait"],
             wire=wire_format(given["wire"]),
+            track=given["track"],
         )
         from swarm.commands import run_train
 
