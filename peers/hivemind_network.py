@@ -184,7 +184,7 @@ class HivemindNetwork:
             async with asyncio.timeout(self.config.dial_seconds):
                 await stream.writer.drain()
 
-        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell))
+        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell), None)
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""

@@ -125,7 +125,7 @@ def run_revoke(options: RevokeOptions, screen: Screen) -> None:
     screen.now("entering the swarm")
     try:
         with Peer.enter(options.target, _config(options, _client(options))) as peer:
-            spread = peer.spread_revocations()
+            spread = peer.node.revocations is not None and peer.node.revocations.is_spread
     except (BadJoinString, PeerError) as error:
         logger.debug("the list was not brought to the swarm reason=%s", error)
         spread = False
