@@ -146,6 +146,24 @@ def test_train_becomes_options(commands: Commands) -> None:
     assert (options.steps, options.avoid, options.only) == (5, frozenset({"x"}), frozenset())
 
 
+def test_metrics_go_where_a_person_says(commands: Commands) -> None:
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--track", "tensorboard", "--track", "trackio")
+    assert isinstance(options, TrainOptions)
+    assert options.track == ("tensorboard", "trackio")
+    joined = asked_by(commands, "join", TEXT, "--track", "wandb")
+    assert isinstance(joined, JoinOptions)
+    assert joined.track == ("wandb",)
+
+
+def test_the_best_adapter_is_asked_for(commands: Commands) -> None:
+    options = asked_by(commands, "export", TEXT, "out", "--best")
+    assert isinstance(options, ExportOptions)
+    assert options.best
+    refused = CliRunner().invoke(main, ["export", TEXT, "out", "--best", "--from", "/"])
+    assert refused.exit_code == 2
+    assert "--best and --from do not go together" in refused.output
+
+
 def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--temperature", "0.5", "--no-adapter", "--raw")
     assert isinstance(options, GenerateOptions)
