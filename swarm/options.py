@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
+from peers.membership import Role
 from peers.wire_format import WireFormat
 from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
@@ -95,12 +96,14 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
+    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
+    work for them. `wire` is how activations travel; None: as the run says.
     `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
+    keep_first: int = 0
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
@@ -137,6 +140,29 @@ class GenerateOptions(PeerOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(PeerOptions):
+    """`swarm serve`: text from `target` and `others` over HTTP, on `host` and `port` (0: any free one).
+
+    `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
+    0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
+    some block has no live holder.
+    """
+
+    others: tuple[Join | RunDirectory, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    requests_per_minute: int = 0
+    texts: int = 64
+    queue: int = 128
+    max_tokens: int = 4096
+    lookup: bool = True
+    model: str | None = None
+    wait_seconds: float = 20.0
+    wire: WireFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOptions(PeerOptions):
     """`swarm status`: who holds what. `watch_seconds` 0 shows it once."""
 
@@ -156,6 +182,23 @@ class ExportOptions(PeerOptions):
     model: str | None = None
     left: tuple[Path, ...] = ()
     best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteOptions:
+    """`swarm invite`: let `peer` into the private run in `directory`, or, where it is None, whoever has the line."""
+
+    directory: Path
+    peer: str | None
+    role: Role
+    days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeOptions(PeerOptions):
+    """`swarm revoke`: `who` is a peer id, or the serial of an invitation."""
+
+    who: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

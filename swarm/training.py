@@ -17,11 +17,13 @@ from blocks.shared_client import SharedClient
 from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
+from peers.membership import Role
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
 from swarm.best_adapter import BEST, BestAdapter
 from swarm.data import SampleSet
 from swarm.devices import pick_dtype
+from swarm.errors import NotInvited
 from swarm.exporting import export
 from swarm.metrics import Value
 from swarm.model import RemoteBlocks, SwarmModel
@@ -29,6 +31,8 @@ from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from swarm.node import Node
     from swarm.peer import PeerConfig
 
@@ -60,7 +64,9 @@ class TrainingResult:
 
 async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
     """See Peer.train."""
-    spec = node.spec
+    spec, gate = node.spec, node.network.gate
+    if gate is not None and not gate.own.role.covers(Role.TRAINER):
+        raise NotInvited(f"this peer was invited as a {gate.own.role}; ask the run's owner for one with --role trainer")
     async with _compute(node, config) as thread:
         source = await asyncio.to_thread(find_run_model, spec, config.model, config.cache_dir)
         await asyncio.to_thread(check_weights, source, spec, [OUTSIDE])
@@ -142,7 +148,13 @@ def client_ends(node: Node, config: PeerConfig) -> SharedClient:
     return SharedClient(load)
 
 
-def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asyncio.AbstractEventLoop) -> SwarmModel:
+def build_model(
+    node: Node,
+    config: PeerConfig,
+    ends: SharedClient,
+    loop: asyncio.AbstractEventLoop,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
     if config.num_threads is not None:
@@ -155,7 +167,7 @@ def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asynci
         call_seconds=config.call_seconds,
     )
     blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)
-    return SwarmModel(client, load_tokenizer(source), blocks)
+    return SwarmModel(client, tokenizer or load_tokenizer(source), blocks)
 
 
 async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:

@@ -22,8 +22,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 ANY_HOST = "0.0.0.0"
 LAN_PREFIX = "lan:"
 JOIN_HELP = (
-    "JOIN is a join string (swarm1:…), a file that holds one, a directory made by `swarm init`, a peer's state "
-    "directory, or lan:NAME for the run of that name on this network."
+    "JOIN is a join string (swarm1:…), an invitation (swarminvite1:…), a file that holds one, a directory made by "
+    "`swarm init`, a peer's state directory, or lan:NAME for the run of that name on this network."
 )
 
 
@@ -50,8 +50,34 @@ class PeerFields(TypedDict):
     lan: str | None
 
 
+class ServeGiven(TypedDict):
+    """What click hands to a command that enters several swarms."""
+
+    join: tuple[str, ...]
+    state: Path | None
+    peer: tuple[str, ...]
+    peers_file: Path | None
+    lan: str | None
+    threads: int
+
+
+class SeveralFields(PeerFields):
+    """The same as the fields of `swarm.options.PeerOptions`, and the other swarms."""
+
+    others: tuple[Join | RunDirectory, ...]
+
+
 def peer_options(command: Command) -> Command:
     """Add JOIN, --state, --peer, --peers-file, --lan and --threads."""
+    return _peer_options(command, click.argument("join", required=False))
+
+
+def several_peer_options(command: Command) -> Command:
+    """The same for one JOIN or more; --state then has a directory for each run."""
+    return _peer_options(command, click.argument("join", nargs=-1))
+
+
+def _peer_options(command: Command, join: Callable[[Command], Command]) -> Command:
     for add in (
         click.option(
             "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for torch; 0: torch's choice."
@@ -71,7 +97,7 @@ def peer_options(command: Command) -> Command:
         click.option(
             "--state", type=click.Path(path_type=Path), help="Directory for identity and checkpoints; else one per run."
         ),
-        click.argument("join", required=False),
+        join,
     ):
         command = add(command)
     return command
@@ -180,3 +206,21 @@ def _target(
     from swarm.lan import search
 
     return target, addresses_of(search(lan, host=host), target.run_id)
+
+
+def several_fields(given: ServeGiven) -> SeveralFields:
+    """As `peer_fields`, for several JOINs.
+
+    Raises:
+        BadJoinString: a JOIN or an address is wrong.
+    """
+    first, *others = given["join"] or (None,)
+    one = PeerGiven(
+        join=first,
+        state=given["state"],
+        peer=given["peer"],
+        peers_file=given["peers_file"],
+        lan=given["lan"],
+        threads=given["threads"],
+    )
+    return SeveralFields(**peer_fields(one), others=tuple(resolve_join(each) for each in others if each))

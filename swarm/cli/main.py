@@ -12,12 +12,15 @@ COMMANDS = (
     "join",
     "train",
     "generate",
+    "serve",
     "status",
     "pause",
     "resume",
     "export",
     "report",
     "id",
+    "invite",
+    "revoke",
     "families",
 )
 _MODULES = {"report": "run_report"}  # report.py is what all commands print with
