@@ -59,8 +59,9 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     config = replace(
         _config(options, network, model=options.model, nickname=options.nickname), max_send=options.max_send
     )
-    with Peer.enter(options.target, config) as peer:
+    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
+        stack.enter_context(tracked(peer, options.track))
         from swarm.loading import HostingConfig
 
         logger.info("model code is imported")
@@ -152,8 +153,7 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         route_seconds=options.wait_seconds,
         wire=options.wire,
     )
-    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
-        stack.enter_context(tracked(peer, options.track))
+    with Peer.enter(options.target, config) as peer, tracked(peer, options.track):
         if own is not None:
             screen.now(f"loading blocks {own}")
             peer.hold(own, _hosting(options, options.device))

@@ -67,6 +67,7 @@ class JoinOptions(PeerOptions):
     frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
     `keep_megabytes` of disk are for units that others hold; those that dead peers left in `resume` are taken over.
     `max_send` is in bytes per second; `hours` are when this peer takes part. None: no bound.
+    `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     blocks: Span | None = None
@@ -86,6 +87,7 @@ class JoinOptions(PeerOptions):
     max_memory_bytes: int | None = None
     max_send: float = math.inf
     hours: Hours | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

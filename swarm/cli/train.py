@@ -15,13 +15,13 @@ from swarm.cli.arguments import (
     peer_options,
     quantization,
     quantize_option,
+    track_option,
     wait_option,
     wire_format,
     wire_option,
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
-from swarm.trackers import TRACKERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -85,7 +85,7 @@ and nobody waits for its blocks.""",
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
 @wire_option
-@click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Send metrics there, too; may be repeated.")
+@track_option
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
