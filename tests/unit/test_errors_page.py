@@ -1,0 +1,111 @@
+"""docs/errors.md says what the code says: every class, no message that is not there, and each produced by a test."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from swarm.errors import EXPECTED_ERRORS
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("blocks", "peers", "averaging", "swarm")
+PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")
+
+# On the page, and not in the code yet. Empty it after the merge.
+NOT_MERGED_YET = frozenset({"NotInvited", "NotAdmitted", "BadMembership"})
+
+_NAMES = {"CONFIG_NAME": "swarm.toml"}  # values that a message always has
+_SMALLEST_QUOTE = 10  # characters of a message that a test must quote to have produced it
+
+
+@cache
+def classes() -> frozenset[str]:
+    """The errors that can be expected, without their roots."""
+    for package in PACKAGES:
+        importlib.import_module(f"{package}.errors")
+    found, new = set(), list(EXPECTED_ERRORS)
+    while new:
+        children = new.pop().__subclasses__()
+        found |= {child.__name__ for child in children if child.__module__.split(".")[0] in PACKAGES}
+        new += children
+    return frozenset(found)
+
+
+def entries() -> list[tuple[str, str]]:
+    """The page's messages and their classes."""
+    found = re.findall(r"^#### (`+) ?(.*?) ?\1\n\n`(\w+)`\.", PAGE, re.MULTILINE)
+    assert len(found) == PAGE.count("\n#### "), "an entry of docs/errors.md is not a message and the class of its error"
+    return [(message, kind) for _, message, kind in found if kind not in NOT_MERGED_YET]
+
+
+@cache
+def said() -> frozenset[str]:
+    """Every text of the code with a place for each value: `… is …; use one of …`."""
+    return frozenset(
+        text
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.JoinedStr | ast.Constant) and (text := template(node))
+    )
+
+
+def template(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    assert isinstance(node, ast.JoinedStr)
+    return re.sub("…{2,}", "…", "".join(_part(part) for part in node.values))
+
+
+def _part(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    return _NAMES.get(part.value.id, "…") if isinstance(part.value, ast.Name) else "…"
+
+
+@cache
+def quotes() -> frozenset[str]:
+    """Every longer string in the tests but this one's."""
+    return frozenset(
+        node.value
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path != Path(__file__)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) >= _SMALLEST_QUOTE
+    )
+
+
+def produced(message: str) -> Iterator[str]:
+    """What tests quote of a message, and of few others."""
+    for quote in quotes():
+        plain = quote.replace("\\", "")
+        if plain in message and sum(plain in other for other in said()) <= 2:
+            yield quote
+
+
+@pytest.mark.parametrize("name", sorted(classes()))
+def test_every_class_of_errors_is_on_the_page(name: str) -> None:
+    assert f"\n`{name}`. " in PAGE
+
+
+def test_no_class_on_the_page_is_gone() -> None:
+    named = {kind for _, kind in entries()}
+    assert named <= classes(), sorted(named - classes())
+    assert not NOT_MERGED_YET & classes(), f"{NOT_MERGED_YET & classes()} are here; take them out of NOT_MERGED_YET"
+
+
+@pytest.mark.parametrize("message", [message for message, _ in entries()])
+def test_every_message_on_the_page_is_one_of_the_code(message: str) -> None:
+    assert message in said()
+
+
+@pytest.mark.parametrize("message", [message for message, _ in entries()])
+def test_every_message_on_the_page_is_produced_by_a_test(message: str) -> None:
+    assert any(produced(message))
