@@ -23,6 +23,7 @@ from peers.errors import BadIdentity, NetworkFailed, PeerError
 from peers.hivemind_bootstrap import join_swarm
 from peers.hivemind_daemon import Daemon, is_taken_elsewhere, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
+from peers.hivemind_lan import group_protocol
 from peers.identity import Identity, IdentityLock, hold, load_or_create
 from peers.network import ByteStream, PeerId, StreamHandler
 from peers.records import SealCache
@@ -54,7 +55,6 @@ class HivemindNetwork:
         cls, config: NetworkConfig, *, run: str, identity_path: Path, address_book: Path | None = None
     ) -> HivemindNetwork:
         """Start a node and join the swarm of `config.bootstrap`, or of peers that `address_book` knows from before.
-
 
         Raises:
             BadIdentity: the identity file is unusable, or in use here or elsewhere in the swarm.
@@ -171,6 +171,16 @@ class HivemindNetwork:
     async def serve_stream(self, kind: str, handler: StreamHandler) -> None:
         """Call `handler` with each incoming stream of `kind`; the stream closes when the handler returns."""
         await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler))
+
+    async def tell_group(self, group: str, answer: bytes) -> None:
+        """Tell whoever asks for the group, a stranger too, what it is; see hivemind_lan.ask_group."""
+
+        async def tell(stream: ByteStream) -> None:
+            stream.writer.write(answer)
+            async with asyncio.timeout(self.config.dial_seconds):
+                await stream.writer.drain()
+
+        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell))
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""

@@ -7,18 +7,22 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.routing import RouteRules
-from swarm.join_string import format_join
+from swarm.errors import BadConfig
+from swarm.join_string import Join, RunDirectory, format_join, known_of
 from swarm.options import (
     ExportOptions,
     GenerateOptions,
     JoinOptions,
     PeerOptions,
     Screen,
+    ServeOptions,
     StatusOptions,
     TrainOptions,
 )
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GATEWAY_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic")
 _STATUS_SECONDS = 2.0
 _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each other; clients come later
 
@@ -141,6 +146,42 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
                 options.prompt, sampling, adapter=options.adapter, streamer=streamer, speculation=speculation
             )
         screen.stream("\n")
+
+
+def run_serve(options: ServeOptions, screen: Screen) -> None:
+    """Text over HTTP until stopped; says the address on stdout."""
+    try:
+        from swarm.gateway.serve import GatewayServer, gateway_config, listen, serve
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in GATEWAY_PACKAGES:
+            raise
+        raise BadConfig(f"{package} is not installed; run: pip install 'swarmtune[gateway]'") from error
+
+    config = gateway_config(options)
+    listening = listen(options.host, options.port)
+    screen.now("entering the swarm")
+
+    def enter(target: Join | RunDirectory) -> Peer:
+        state = options.state
+        if state is not None and options.others:
+            state = state / known_of(target).run
+        client = replace(
+            _config(options, _client(options), model=options.model),
+            route_seconds=options.wait_seconds,
+            wire=options.wire,
+            state=state,
+        )
+        return Peer.enter(target, client)
+
+    def ready(server: GatewayServer) -> None:
+        host, port = listening.getsockname()[:2]
+        if config.keys is None and not ip_address(host).is_loopback:
+            screen.say("no --api-keys: whoever reaches this address may use it")
+        screen.say(f"models: {', '.join(server.gateway.catalog)}; a page, and the API under /v1, on:")
+        screen.result(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    serve([partial(enter, target) for target in (options.target, *options.others)], config, listening, ready)
 
 
 def run_status(options: StatusOptions, screen: Screen) -> None:
@@ -255,4 +296,5 @@ def _config(
         num_threads=options.threads or None,
         model=model,
         nickname=nickname,
+        lan=options.lan,
     )

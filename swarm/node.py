@@ -36,7 +36,9 @@ from swarm.run import RunId, open_run, save_run
 if TYPE_CHECKING:
     from swarm.holding import Holding
     from swarm.hosting import Hosting
+    from swarm.lan import LanPresence
     from swarm.loading import HostingConfig
+    from swarm.taking_part import OwnModel, TakingPart
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second.
+    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it.
     """
 
     run: RunId
@@ -61,6 +63,7 @@ class NodeConfig:
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Node:
@@ -78,7 +81,9 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
+        self.taking_part: TakingPart | None = None
         self._holding: Holding | None = None
+        self._presence: LanPresence | None = None
         self._run_blob = run_blob
         self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,6 +108,8 @@ class Node:
             _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
+            if config.lan is not None and not config.network.client_mode:
+                node._presence = await _show_up(network, config, node.spec.name)
         except BaseException:
             await network.stop()
             raise
@@ -140,6 +147,17 @@ class Node:
         self._holding = Holding(self, config)
         return await self._holding.begin()
 
+    async def take_part(self, own: OwnModel) -> TakingPart:
+        """Hold all units as the trained tensors of a model that a loop of its own trains, and average them.
+
+        Raises:
+            BlockError, SwarmError, NetworkFailed: see start_taking_part.
+        """
+        from swarm.taking_part import start_taking_part
+
+        self.taking_part = await start_taking_part(self, own)
+        return self.taking_part
+
     @property
     def hosting(self) -> Hosting | None:
         """What is held now; None also while it is being loaded."""
@@ -169,6 +187,8 @@ class Node:
 
     def sealed_record(self) -> bytes:
         """This peer's own record as it was last announced; empty while it serves nothing, also while it loads."""
+        if self.taking_part is not None:
+            return self.taking_part.sealed
         return b"" if self._holding is None or self.hosting is None else self._holding.announcer.sealed
 
     def line(self) -> str:
@@ -194,15 +214,25 @@ class Node:
         keep the others from it.
         """
         try:
-            if self.hosting is not None:
-                await self.hosting.leave()
+            for part in self._members():
+                await part.leave()
         finally:
             await self.end(self._tasks)
-            async with AsyncExitStack() as leaving:
-                leaving.push_async_callback(self.network.stop)
-                leaving.push_async_callback(self.pool.close)
-                if self.hosting is not None:
-                    await self.hosting.stop()
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(self.network.stop)
+                stack.push_async_callback(self.pool.close)
+                if self._presence is not None:
+                    stack.push_async_callback(asyncio.to_thread, self._presence.close)
+                for part in self._members():
+                    await part.stop()
+
+    def failure(self) -> BaseException | None:
+        """What ended a background task, if one has ended by itself."""
+        ended = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return next((task.exception() for task in ended), None)
+
+    def _members(self) -> list[Hosting | TakingPart]:
+        return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.
@@ -225,6 +255,13 @@ class Node:
             except NetworkFailed as error:
                 logger.warning("%s", error)
             await asyncio.sleep(_BOOK_SECONDS)
+
+
+async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
+    from swarm.lan import show_up
+
+    assert config.lan is not None
+    return await show_up(network, config.lan, config.run, run_name)
 
 
 def software_name() -> str:

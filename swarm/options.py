@@ -44,7 +44,8 @@ class PeerOptions:
     """What every command that enters a swarm needs.
 
     `state` is a directory chosen by hand; otherwise the first free one under `state_root` (swarm.state.claim_state).
-    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice.
+    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice. `lan` is
+    the group under which this peer looks for others on its network by mDNS, and is found.
     """
 
     target: Join | RunDirectory
@@ -53,6 +54,7 @@ class PeerOptions:
     state: Path | None = None
     peers: tuple[str, ...] = ()
     threads: int = 0
+    lan: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,29 @@ class GenerateOptions(PeerOptions):
     draft: str | None = None
     model: str | None = None
     wait_seconds: float = 60.0
+    wire: WireFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(PeerOptions):
+    """`swarm serve`: text from `target` and `others` over HTTP, on `host` and `port` (0: any free one).
+
+    `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
+    0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
+    some block has no live holder.
+    """
+
+    others: tuple[Join | RunDirectory, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    requests_per_minute: int = 0
+    texts: int = 64
+    queue: int = 128
+    max_tokens: int = 4096
+    lookup: bool = True
+    model: str | None = None
+    wait_seconds: float = 20.0
     wire: WireFormat | None = None
 
 

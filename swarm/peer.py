@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blocks.spans import Span
 from peers.address_book import save_addresses
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENTERING = threading.RLock()
+"""One peer of this process after the other: uvloop cannot start processes for two loops at once."""
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerConfig:
@@ -47,7 +51,8 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
+    under which others on its network find it.
     """
 
     state_root: Path
@@ -62,6 +67,7 @@ class PeerConfig:
     call_seconds: float = 120.0
     wire: WireFormat | None = None
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Peer:
@@ -69,9 +75,11 @@ class Peer:
 
     def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
         self.node, self.config = node, config
-        self._loop, self._state = loop, state
+        self.loop = loop
+        self._state = state
         self._lock = threading.Lock()
-        self._ends: SharedClient | None = None
+        self.ends: SharedClient | None = None
+        """Embedding, norm and head, once there is a model. Peers whose runs have one base model may share it."""
         self._closed = False
 
     @classmethod
@@ -81,6 +89,11 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
         """
+        with ENTERING:
+            return cls._enter(target, config)
+
+    @classmethod
+    def _enter(cls, target: Join | RunDirectory, config: PeerConfig) -> Peer:
         known = known_of(target)
         network = _with_bootstrap(config.network, known, target)
         state = _claim(target, config, known.run)
@@ -96,6 +109,7 @@ class Peer:
                 rules=config.rules,
                 route_seconds=config.route_seconds,
                 max_send=config.max_send,
+                lan=config.lan,
             )
             peer = cls(loop, loop.run(Node.start(node_config)), state, config)
             if isinstance(target, RunDirectory) and not network.client_mode:
@@ -114,7 +128,7 @@ class Peer:
     @property
     def join(self) -> Join:
         """What others need to enter this run through this peer, or through whom this peer entered."""
-        own = self._loop.run(self.node.network.addresses())
+        own = self.loop.run(self.node.network.addresses())
         known = tuple(dict.fromkeys([*own, *self.node.config.network.bootstrap]))[:MAX_BOOTSTRAP]
         return Join(run_id=self.node.config.run, run_name=self.node.spec.name, peers=known)
 
@@ -129,7 +143,7 @@ class Peer:
         Raises:
             BlockError, SwarmError: the model or the span does not fit.
         """
-        hosting = self._loop.run(self.node.host(replace(config, span=span)))
+        hosting = self.loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
     def load(self, paths: Sequence[str | Path]) -> SampleSet:
@@ -165,18 +179,18 @@ class Peer:
         request = TrainingRequest(
             data=samples, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
         )
-        return self._loop.run(train(self.node, self.config, request))
+        return self.loop.run(train(self.node, self.config, request))
 
-    def model(self) -> SwarmModel:
+    def model(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> SwarmModel:
         """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
-        use each from one thread at a time.
+        use each from one thread at a time. `tokenizer` is one to use instead of loading another.
         """
         from swarm.training import build_model, client_ends
 
         with self._lock:
-            if self._ends is None:
-                self._ends = client_ends(self.node, self.config)
-        return build_model(self.node, self.config, self._ends, self._loop.loop)
+            if self.ends is None:
+                self.ends = client_ends(self.node, self.config)
+        return build_model(self.node, self.config, self.ends, self.loop.loop, tokenizer)
 
     def generate(
         self,
@@ -212,13 +226,13 @@ class Peer:
         """
         from swarm.exporting import export
 
-        return self._loop.run(export(self.node, self.config, Path(directory)))
+        return self.loop.run(export(self.node, self.config, Path(directory)))
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
         from swarm.training import wait_for_round
 
-        return self._loop.run(wait_for_round(self.node, number, seconds=seconds))
+        return self.loop.run(wait_for_round(self.node, number, seconds=seconds))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer."""
@@ -229,22 +243,26 @@ class Peer:
 
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
-        return self._loop.run(look(self.node))
+        return self.loop.run(look(self.node))
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """The result of something that is asked of the node, on its loop; see the functions that take a Node."""
+        return self.loop.run(work)
 
     def watch(self, show: Callable[[str], None], *, seconds: float) -> None:
         """Say every `seconds` how this host stands, until interrupted; a failure of one of its tasks is raised."""
         while True:
             show(self.node.line())
-            self._loop.run(self.node.wait(seconds))
+            self.loop.run(self.node.wait(seconds))
 
     def close(self) -> None:
         """Leave the run: keep the state, end every process and thread of this peer. Safe to call twice."""
         if not self._closed:
             self._closed = True
             try:
-                self._loop.run(self.node.stop())
+                self.loop.run(self.node.stop())
             finally:
-                self._loop.close()
+                self.loop.close()
                 self._state.close()
 
     def __enter__(self) -> Peer:

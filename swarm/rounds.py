@@ -26,7 +26,7 @@ from peers.records import ProgressRecord
 from swarm.catching_up import CatchUp, CatchUpConfig
 from swarm.company import Company, Surroundings
 from swarm.errors import BadCheckpoint
-from swarm.host import Host
+from swarm.holder import Holder
 from swarm.progress import ProgressTeller, progress_of
 from swarm.unit_book import RoundResult
 
@@ -53,8 +53,12 @@ class KeeperConfig:
 class RoundKeeper:
     """Keeps one host in step with its run. Start `run()` in a task group."""
 
-    def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
+    def __init__(self, host: Holder, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
+        self.looks = 0
+        """How often it has looked at the run, and averaged where that was due."""
+        self.is_meeting = False
+        """Whether a round's group forms or averages with this host now."""
         self.turn = asyncio.Lock()
         """Held while this host looks at the run and averages; who takes it finds the host between rounds."""
         self._host, self._averager, self._around, self._config = host, averager, around, config
@@ -94,6 +98,7 @@ class RoundKeeper:
             async with self.turn:
                 if not self._progress.away:
                     await self._follow()
+            self.looks += 1
             await asyncio.sleep(self._config.poll_seconds)
 
     async def _follow(self) -> None:
@@ -132,7 +137,11 @@ class RoundKeeper:
         company = [r for r in others if r.round == self._host.round and r.peer in meeting.members]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
         await self._around.router.check([record.peer for record in company])
-        await self.average(number, moment, self.company.usable(company), meeting)
+        self.is_meeting = True
+        try:
+            await self.average(number, moment, self.company.usable(company), meeting)
+        finally:
+            self.is_meeting = False
 
     def _meeting(self, others: Sequence[ProgressRecord], number: int) -> Meeting:
         """With whom this host averages next, of all who are live."""
@@ -219,7 +228,7 @@ class RoundKeeper:
             block = parse_unit(unit)[1]
             since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
             seen[block] = state.total_samples + since + own[unit].samples
-        self._host.trainer.note_swarm_samples(seen)
+        self._host.note_swarm_samples(seen)
 
     async def _save(self) -> None:
         try:

@@ -25,6 +25,8 @@ from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from swarm.node import Node
     from swarm.peer import PeerConfig
 
@@ -108,7 +110,13 @@ def client_ends(node: Node, config: PeerConfig) -> SharedClient:
     return SharedClient(load)
 
 
-def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asyncio.AbstractEventLoop) -> SwarmModel:
+def build_model(
+    node: Node,
+    config: PeerConfig,
+    ends: SharedClient,
+    loop: asyncio.AbstractEventLoop,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
     if config.num_threads is not None:
@@ -121,7 +129,7 @@ def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asynci
         call_seconds=config.call_seconds,
     )
     blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)
-    return SwarmModel(client, load_tokenizer(source), blocks)
+    return SwarmModel(client, tokenizer or load_tokenizer(source), blocks)
 
 
 async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:

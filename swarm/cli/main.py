@@ -6,7 +6,9 @@ import importlib
 
 import click
 
-COMMANDS = ("demo", "init", "join", "train", "generate", "status", "pause", "resume", "export", "id", "families")
+COMMANDS = (
+    *("demo", "init", "join", "train", "generate", "serve", "status", "pause", "resume", "export", "id", "families"),
+)
 _PACKAGE = "swarm.cli"
 
 
