@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from swarm.errors import EXPECTED_ERRORS
+from tests.unit.errors_made import ELSEWHERE, MADE
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("blocks", "peers", "averaging", "swarm")
@@ -21,7 +21,6 @@ PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")
 NOT_MERGED_YET = frozenset({"NotInvited", "NotAdmitted", "BadMembership"})
 
 _NAMES = {"CONFIG_NAME": "swarm.toml"}  # values that a message always has
-_SMALLEST_QUOTE = 10  # characters of a message that a test must quote to have produced it
 
 
 @cache
@@ -70,26 +69,6 @@ def _part(part: ast.expr) -> str:
     return _NAMES.get(part.value.id, "…") if isinstance(part.value, ast.Name) else "…"
 
 
-@cache
-def quotes() -> frozenset[str]:
-    """Every longer string in the tests but this one's."""
-    return frozenset(
-        node.value
-        for path in (ROOT / "tests").rglob("test_*.py")
-        if path != Path(__file__)
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) >= _SMALLEST_QUOTE
-    )
-
-
-def produced(message: str) -> Iterator[str]:
-    """What tests quote of a message, and of few others."""
-    for quote in quotes():
-        plain = quote.replace("\\", "")
-        if plain in message and sum(plain in other for other in said()) <= 2:
-            yield quote
-
-
 @pytest.mark.parametrize("name", sorted(classes()))
 def test_every_class_of_errors_is_on_the_page(name: str) -> None:
     assert f"\n`{name}`. " in PAGE
@@ -106,6 +85,29 @@ def test_every_message_on_the_page_is_one_of_the_code(message: str) -> None:
     assert message in said()
 
 
-@pytest.mark.parametrize("message", [message for message, _ in entries()])
-def test_every_message_on_the_page_is_produced_by_a_test(message: str) -> None:
-    assert any(produced(message))
+@pytest.mark.parametrize("words", MADE)
+def test_what_the_page_says_is_what_happens(words: str, tmp_path: Path) -> None:
+    message, kind = entry(words)
+    with pytest.raises(EXPECTED_ERRORS) as caught:
+        MADE[words](tmp_path)
+    assert type(caught.value).__name__ == kind
+    assert re.fullmatch(".*".join(map(re.escape, message.split("…"))), str(caught.value))
+
+
+@pytest.mark.parametrize("words", ELSEWHERE)
+def test_the_test_that_meets_an_error_is_there(words: str) -> None:
+    path, quote = ELSEWHERE[words]
+    assert entry(words)
+    assert quote in (ROOT / "tests" / path).read_text("utf-8")
+
+
+def test_every_message_on_the_page_is_met_by_a_test() -> None:
+    met = {entry(words) for words in (*MADE, *ELSEWHERE)}
+    assert not [message for message, kind in entries() if (message, kind) not in met]
+
+
+def entry(words: str) -> tuple[str, str]:
+    """The one entry of the page with these words."""
+    found = [each for each in entries() if words in each[0]]
+    assert len(found) == 1, f"'{words}' is in {len(found)} messages of docs/errors.md"
+    return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -52,11 +53,15 @@ def test_what_one_notebook_trains_the_other_chats_with(tmp_path: Path, model: Pa
     losses = [float(line.split()[4].rstrip(",")) for line in trained.splitlines() if "held-out loss" in line]
     assert len(losses) >= 2
     assert "swarm1:" in trained
-    assert "the last round is done: True" in trained
-    assert "exported round 2" in trained
+    assert "ann holds blocks [0, 3]" in trained
+    assert "exported round" in trained
+    assert "exported round 0" not in trained, "an untrained adapter"
     assert "adapter_model.safetensors" in trained
+    at = trained.index("exported round")
     said = run("chat_with_the_result.ipynb", tmp_path, directory=directory, question="w5 w6 w7", new_tokens=6)
-    assert "Ann and Bob went on at round 2" in said
+    # A round that began before they left may have been done after the export.
+    exported, went_on = (int(re.search(r"round (\d+)$", text, re.MULTILINE).group(1)) for text in (trained[at:], said))
+    assert went_on >= exported
     assert "without the adapter: w" in said
     assert len(said.splitlines()) == 5
     for line in said.splitlines()[1:]:
