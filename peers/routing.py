@@ -65,11 +65,15 @@ class HostView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteRules:
-    """Whom a chain may use. `allow` None is everybody; `pins` are hosts to prefer for the blocks that they hold."""
+    """Whom a chain may use. `allow` None is everybody; `pins` are hosts to prefer for the blocks that they hold.
+
+    The first `keep_first` blocks go through the asker itself alone (see `kept_apart`).
+    """
 
     allow: Collection[PeerId] | None = None
     avoid: Collection[PeerId] = ()
     pins: Collection[PeerId] = field(default=())
+    keep_first: int = 0
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a chain may use `peer` at all."""
@@ -92,6 +96,19 @@ def views_of(records: Sequence[PeerRecord], measured_rtt_seconds: Mapping[PeerId
         for record in records
         if "host" in record.roles
     ]
+
+
+def kept_apart(hosts: Sequence[HostView], me: PeerId, num_blocks: int) -> list[HostView]:
+    """`hosts` as somebody sees them who gives nobody else the work of the first `num_blocks` blocks."""
+    apart: list[HostView] = []
+    for host in hosts:
+        if host.peer == me or host.span.start >= num_blocks:
+            apart.append(host)
+        elif host.span.end > num_blocks:
+            span = Span(num_blocks, host.span.end)
+            speed = host.tokens_per_second * len(host.span) / len(span)  # it is as fast as before in each block
+            apart.append(replace(host, span=span, tokens_per_second=speed))
+    return apart
 
 
 def pick_fast(

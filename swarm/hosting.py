@@ -51,6 +51,11 @@ class Hosting:
         self.handing, self.pauser = handing, pauser
         self._exchange = exchange
 
+    @property
+    def holder(self) -> Host:
+        """What is held."""
+        return self.host
+
     async def leave(self, why: str = "leaving") -> None:
         """Say that this peer goes, then finish what is in flight. Everything must be running still."""
         await self.pauser.withdrawal.leave(why)
@@ -147,6 +152,7 @@ def round_keeper(node: Node, host: Holder, exchange: HivemindExchange) -> RoundK
                 megabits_per_second=node.traffic.limit.megabits_per_second, client_mode=network.config.client_mode
             ),
             checkpoint_rounds=node.spec.rounds.checkpoint_rounds,
+            note=node.metrics.note,
         ),
     )
 

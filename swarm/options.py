@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
+from peers.membership import Role
 from peers.wire_format import WireFormat
 from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
@@ -93,11 +94,14 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. `wire` is how activations travel; None: as the run says.
+    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
+    work for them. `wire` is how activations travel; None: as the run says.
+    `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
+    keep_first: int = 0
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
@@ -107,6 +111,7 @@ class TrainOptions(PeerOptions):
     model: str | None = None
     wait_seconds: float = 300.0
     wire: WireFormat | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +172,31 @@ class StatusOptions(PeerOptions):
 class ExportOptions(PeerOptions):
     """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty.
 
-    It is what the swarm holds, or, without entering it, what peers left in the directories `left`.
+    It is what the swarm holds, or, without entering it, what peers left in the directories `left`, or the best that
+    trainers on this machine have evaluated.
     """
 
     directory: Path
     model: str | None = None
     left: tuple[Path, ...] = ()
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteOptions:
+    """`swarm invite`: let `peer` into the private run in `directory`, or, where it is None, whoever has the line."""
+
+    directory: Path
+    peer: str | None
+    role: Role
+    days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeOptions(PeerOptions):
+    """`swarm revoke`: `who` is a peer id, or the serial of an invitation."""
+
+    who: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _LONG_STEP_SECONDS = 5.0  # a longer step is not begun while a round's group forms, which would wait for its end
 _NO_LABEL = -100
+_NOTE_SECONDS = 0.1  # between two lines of metrics
 _MOST_LOSS = 1e6
 
 
@@ -54,7 +55,8 @@ class Member:
         self._part, self._gate, self._ending = part, part.units.gate, ending
         self._counter = Counter(module)
         self._hooks: list[RemovableHandle] = []
-        self._steps, self._tokens, self._began_at = 0, 0, time.monotonic()
+        self._steps = self._samples = self._tokens = 0
+        self._began_at, self._noted_at = time.monotonic(), -math.inf
         self._loss, self._held_out = math.nan, math.nan
         self._is_alone = self._is_closed = False
 
@@ -92,6 +94,7 @@ class Member:
         self._tokens += tokens
         if loss is not None:
             self.report(loss=loss)
+        self._note_step(samples)
         if self._is_in_run():
             self.peer.loop.loop.call_soon_threadsafe(lambda: self._part.units.count(samples=samples, tokens=tokens))
         self._gate.train(self._should_wait)
@@ -99,13 +102,18 @@ class Member:
     def report(self, *, loss: float | None = None, held_out: float | None = None) -> None:
         """What the loop has measured: mean losses per token in nats, in training and on held-out text."""
         self._loss = self._loss if loss is None else float(loss)
-        self._held_out = self._held_out if held_out is None else float(held_out)
+        if held_out is not None:
+            self._held_out = float(held_out)
+            perplexity = math.exp(min(self._held_out, 50.0))
+            self.peer.node.metrics.note(
+                "evaluation", {"round": self.round, "loss": self._held_out, "perplexity": perplexity}
+            )
         if not 0 <= self._loss <= _MOST_LOSS:
             return
         self._part.state = LoopState(
             loss=self._loss,
             step=self._steps,
-            tokens_per_second=self._tokens / max(1e-9, time.monotonic() - self._began_at),
+            tokens_per_second=self._tokens_per_second(),
             held_out=self._held_out if 0 <= self._held_out <= _MOST_LOSS else None,
         )
 
@@ -168,6 +176,23 @@ class Member:
         if kind is not None:
             self._ending = replace(self._ending, last_round=0)
         self.close()
+
+    def _tokens_per_second(self) -> float:
+        return self._tokens / max(1e-9, time.monotonic() - self._began_at)
+
+    def _note_step(self, samples: int) -> None:
+        self._samples += samples
+        if time.monotonic() - self._noted_at < _NOTE_SECONDS:
+            return
+        self._noted_at = time.monotonic()
+        values = {
+            "step": self._steps,
+            "samples": self._samples,
+            "loss": self._loss,
+            "tokens_per_second": round(self._tokens_per_second(), 1),
+            "round": self.round,
+        }
+        self.peer.node.metrics.note("step", values)
 
     def _before_step(self, *_: object) -> None:
         """Of the optimizer, in the loop's thread."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 from blocks.spans import Span
 from peers.address_book import save_addresses
 from peers.config import NetworkConfig
+from peers.membership import Role
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
+from swarm.entry import Search, find_entry
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
@@ -87,38 +89,10 @@ class Peer:
         """Enter the run named by a join string or a run directory.
 
         Raises:
-            SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
+            SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
         with ENTERING:
-            return cls._enter(target, config)
-
-    @classmethod
-    def _enter(cls, target: Join | RunDirectory, config: PeerConfig) -> Peer:
-        known = known_of(target)
-        network = _with_bootstrap(config.network, known, target)
-        state = _claim(target, config, known.run)
-        loop = LoopThread()
-        try:
-            if known.peers and not network.bootstrap:
-                save_addresses(state.path / BOOK_NAME, known.peers)
-            node_config = NodeConfig(
-                run=known.run,
-                network=network,
-                state=state.path,
-                run_blob=known.blob,
-                rules=config.rules,
-                route_seconds=config.route_seconds,
-                max_send=config.max_send,
-                lan=config.lan,
-            )
-            peer = cls(loop, loop.run(Node.start(node_config)), state, config)
-            if isinstance(target, RunDirectory) and not network.client_mode:
-                save_join(target.path, peer.join)
-        except BaseException:
-            loop.close()
-            state.close()
-            raise
-        return peer
+            return _enter(cls, target, config)
 
     @property
     def id(self) -> PeerId:
@@ -146,36 +120,40 @@ class Peer:
         hosting = self.loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
-    def load(self, paths: Sequence[str | Path]) -> SampleSet:
-        """Read .jsonl and .txt files as samples of the run's sequence length; only token ids stay in memory.
+    def load(self, data: object) -> SampleSet:
+        """Read data as samples of the run's sequence length: one source of data.load_samples, a list of some, or rows.
 
         Raises:
-            BadData: a file or a row cannot be used; the message names it.
+            BadData: a source or a row cannot be used; the message names it.
         """
         from swarm.data import load_samples
 
-        length = self.node.spec.training.sequence_length
-        return load_samples([Path(path) for path in paths], self.tokenizer(), length)
+        sources = [data]
+        if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
+            sources = list(data)
+        return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length)
 
     def train(
         self,
-        data: SampleSet | Sequence[str | Path],
+        data: object,
         *,
         steps: int = 0,
         held_out: SampleSet | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, samples or files of them: `steps` batches of the run's batch size (0: until the schedule ends).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+            NotInvited: to this private run, but not as a trainer.
         """
+        from swarm.data import SampleSet
         from swarm.training import TrainingRequest, train
 
-        samples = self.load(data) if isinstance(data, Sequence) else data
+        samples = data if isinstance(data, SampleSet) else self.load(data)
         request = TrainingRequest(
             data=samples, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
         )
@@ -241,6 +219,10 @@ class Peer:
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 
+    def spread_revocations(self) -> bool:
+        """See now that the swarm has the newest list of those revoked; whether others took it."""
+        return self.node.revocations is None or self.loop.run(self.node.revocations.look())
+
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
         return self.loop.run(look(self.node))
@@ -272,6 +254,37 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _enter(cls: type[Peer], target: Join | RunDirectory, config: PeerConfig) -> Peer:
+    known = known_of(target)
+    network = _with_bootstrap(config.network, known, target)
+    search = Search(target=target, run=known.run, state_root=config.state_root, state=config.state)
+    entry = find_entry(search, Role.CLIENT if network.client_mode else Role.HOST)
+    state = _claim(target, config, known.run)
+    loop = LoopThread()
+    try:
+        if known.peers and not network.bootstrap:
+            save_addresses(state.path / BOOK_NAME, known.peers)
+        node_config = NodeConfig(
+            run=known.run,
+            network=network,
+            state=state.path,
+            run_blob=known.blob,
+            rules=config.rules,
+            route_seconds=config.route_seconds,
+            max_send=config.max_send,
+            lan=config.lan,
+            private=None if entry is None else entry.begin(state.path),
+        )
+        peer = cls(loop, loop.run(Node.start(node_config)), state, config)
+        if isinstance(target, RunDirectory) and not network.client_mode:
+            save_join(target.path, peer.join)
+    except BaseException:
+        loop.close()
+        state.close()
+        raise
+    return peer
 
 
 def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:

@@ -27,6 +27,7 @@ from swarm.catching_up import CatchUp, CatchUpConfig
 from swarm.company import Company, Surroundings
 from swarm.errors import BadCheckpoint
 from swarm.holder import Holder
+from swarm.metrics import Note, Value, no_notes
 from swarm.progress import ProgressTeller, progress_of
 from swarm.unit_book import RoundResult
 
@@ -41,13 +42,16 @@ _TOO_MANY = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeeperConfig:
-    """The run's blocks and its rounds; how often the swarm's progress is read, and every which round is saved."""
+    """The run's blocks and its rounds; how often the swarm's progress is read, and every which round is saved. `note`
+    takes what came of each round.
+    """
 
     whole: Span
     averaging: AveragingConfig
     link: Link | None = None
     poll_seconds: float = 0.5
     checkpoint_rounds: int = 1
+    note: Note = no_notes
 
 
 class RoundKeeper:
@@ -55,8 +59,6 @@ class RoundKeeper:
 
     def __init__(self, host: Holder, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
-        self.looks = 0
-        """How often it has looked at the run, and averaged where that was due."""
         self.is_meeting = False
         """Whether a round's group forms or averages with this host now."""
         self.turn = asyncio.Lock()
@@ -98,7 +100,6 @@ class RoundKeeper:
             async with self.turn:
                 if not self._progress.away:
                     await self._follow()
-            self.looks += 1
             await asyncio.sleep(self._config.poll_seconds)
 
     async def _follow(self) -> None:
@@ -162,6 +163,7 @@ class RoundKeeper:
             self._progress.proposal = None
             self._arrivals.saw(moment.window, is_full=False)
             logger.warning("round %d did not happen: %s", number, error)
+            self._config.note("round_failed", {"round": number, "reason": str(error)[:200]})
             return
         self.last, self._progress.proposal = outcome, None
         self._last_at = self._around.dht_time()
@@ -171,6 +173,7 @@ class RoundKeeper:
         if outcome.behind:
             return
         _log(outcome)
+        self._config.note("round", measured(outcome))
         if number % self._config.checkpoint_rounds == 0:
             await self._save()
 
@@ -261,6 +264,21 @@ def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundO
             kept[unit] = reason
     applied = {unit: tensors for unit, tensors in outcome.applied.items() if unit not in kept}
     return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
+
+
+def measured(outcome: RoundOutcome) -> dict[str, Value]:
+    """A round in numbers: of units, seconds and bytes; `samples` are those that the unit which saw most weighed."""
+    return {
+        "round": outcome.number,
+        "peers": len(outcome.peers),
+        "applied": len(outcome.applied),
+        "kept": len(outcome.kept),
+        "samples": max(outcome.samples.values(), default=0.0),
+        "seconds": round(outcome.seconds.total, 3),
+        "sent": outcome.bytes_sent,
+        "received": outcome.bytes_received,
+        "merging_error": outcome.merging_error,
+    }
 
 
 def _log(outcome: RoundOutcome) -> None:

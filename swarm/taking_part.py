@@ -73,6 +73,11 @@ class TakingPart:
         self._node, self._nickname = node, nickname
         self._away = ""
 
+    @property
+    def holder(self) -> OwnUnits:
+        """What is held."""
+        return self.units
+
     async def announce(self) -> None:
         """Tell the others that this peer holds units, and that nothing can be routed through it.
 

@@ -21,8 +21,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 ANY_HOST = "0.0.0.0"
 LAN_PREFIX = "lan:"
 JOIN_HELP = (
-    "JOIN is a join string (swarm1:…), a file that holds one, a directory made by `swarm init`, a peer's state "
-    "directory, or lan:NAME for the run of that name on this network."
+    "JOIN is a join string (swarm1:…), an invitation (swarminvite1:…), a file that holds one, a directory made by "
+    "`swarm init`, a peer's state directory, or lan:NAME for the run of that name on this network."
 )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from blocks.spans import Span
 from peers.errors import NoRoute
 from peers.network import PeerId
-from peers.routing import Hop, HostView, RouteRules, missing_blocks, pick_fast, pick_spread
+from peers.routing import Hop, HostView, RouteRules, kept_apart, missing_blocks, pick_fast, pick_spread
 from peers.standing import Standing
 from peers.throughput import throughput
 
@@ -220,3 +220,36 @@ def test_a_large_swarm_is_routed_quickly() -> None:
     began = time.perf_counter()
     pick_fast(hosts, Span(0, 100))
     assert time.perf_counter() - began < 2.0  # about 0.05 s; generous for a busy machine
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6), st.floats(1, 1000)), max_size=8),
+    keep=st.integers(0, 10),
+    own_end=st.integers(1, 10),
+    seed=st.integers(0, 99),
+)
+def test_the_first_blocks_go_through_the_asker_alone_or_nowhere(
+    spans: list[tuple[int, int, float]], keep: int, own_end: int, seed: int
+) -> None:
+    hosts = [
+        HostView(peer=PeerId(f"p{number}"), span=Span(start, start + length), tokens_per_second=speed)
+        for number, (start, length, speed) in enumerate(spans)
+    ]
+    me = HostView(peer=PeerId("me"), span=Span(0, own_end), tokens_per_second=1.0)
+    apart = kept_apart([*hosts, me], me.peer, keep)
+    for host in apart:
+        before = next(other for other in [*hosts, me] if other.peer == host.peer)
+        of_one_block = before.tokens_per_second * len(before.span)
+        assert host.tokens_per_second * len(host.span) == pytest.approx(of_one_block)
+    whole = Span(0, 10)
+    for pick in (
+        lambda: pick_fast(apart, whole),
+        lambda: pick_spread(apart, whole, num_tokens=64, rng=random.Random(seed)),
+    ):
+        try:
+            hops = pick()
+        except NoRoute:
+            continue
+        assert all(hop.peer == me.peer or hop.span.start >= keep for hop in hops)
+    if keep == 0:
+        assert apart == [*hosts, me]

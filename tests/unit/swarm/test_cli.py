@@ -155,6 +155,15 @@ def test_train_becomes_options(commands: Commands) -> None:
     assert (options.steps, options.avoid, options.only) == (5, frozenset({"x"}), frozenset())
 
 
+def test_the_first_blocks_are_kept_or_others_held_not_both(commands: Commands) -> None:
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--only", "x")
+    assert isinstance(options, TrainOptions)
+    assert (options.keep_first, options.blocks, options.only) == (4, None, frozenset({"x"}))
+    result = call("train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--blocks", "0:9")
+    assert result.exit_code == 2
+    assert "give one of them" in result.output
+
+
 def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--temperature", "0.5", "--no-adapter", "--raw")
     assert isinstance(options, GenerateOptions)
@@ -215,10 +224,10 @@ def test_results_go_to_stdout_and_words_to_stderr(commands: Commands) -> None:
         (("train", TEXT), "--data"),
         (("train", TEXT, "--data", "a", "--only", "p", "--avoid", "p"), "both"),
         (("generate", TEXT, "x", "--top-p", "0"), "--top-p"),
-        (("id",), "--state"),
         (("serve",), "JOIN"),
         (("serve", TEXT, "nowhere"), "swarm init"),
         (("serve", TEXT, "--api-keys", "no-such-file"), "does not exist"),
+        (("id", TEXT, "--state", "a"), "not both"),
         (("nonsense",), "No such command"),
     ],
 )
