@@ -192,7 +192,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "use a number and a unit": ("unit/swarm/test_sizes.py", "a number and a unit"),
     "use times of day": ("unit/swarm/test_hours.py", "such as 22-07"),
     "no peer that holds blocks runs here": ("unit/swarm/test_pause_command.py", "no peer that holds blocks runs here"),
-    "is neither .jsonl": ("unit/swarm/test_data.py", "neither "),
+    "is none of .jsonl": ("unit/swarm/test_data.py", r"none of \.jsonl, \.parquet and \.txt"),
     "not JSON": ("unit/swarm/test_data.py", "a\\.jsonl:2: not JSON"),
     "has the fields": ("unit/swarm/test_data.py", "a\\.jsonl:2: has the fields"),
     "not UTF-8 text; convert": ("unit/swarm/test_data.py", "a\\.txt:1: not UTF-8"),

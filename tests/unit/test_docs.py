@@ -91,7 +91,7 @@ def test_what_is_not_merged_yet_is_not_there(said: str) -> None:
 def test_the_check_of_commands_can_fail() -> None:
     assert fault(["jion", "x"]) == "there is no command 'jion'"
     assert "--prot" in fault(["join", "x", "--prot", "1"])
-    assert "lacks" in fault(["status"])
+    assert "lacks" in fault(["invite"])
     assert "lacks" in fault(["train", "x"])
     assert not fault(["train", "x"], whole=False)
     assert "takes no" in fault(["join", "x", "y"])
