@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow check format bench install clean
+.PHONY: demo test test-slow check format bench docs install clean
 
 demo: $(STAMP)
 	$(BIN)/swarm demo
@@ -35,6 +35,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@for file in examples/benchmarks/*.py; do echo "$$file" >&2; $(BIN)/python "$$file" --json || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build
+	@echo "the site is in build/site; open build/site/index.html, or: $(BIN)/mkdocs serve"
 
 install: $(STAMP)
 
