@@ -14,7 +14,7 @@ from swarm.cli.main import main
 ROOT = Path(__file__).parents[1]
 
 # Said in documents, and not here yet: commands, and options as "command --option". Empty it after the merge.
-NOT_MERGED_YET = frozenset({"doctor"})
+NOT_MERGED_YET: frozenset[str] = frozenset()
 
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(swarm [^`\n]+(?:\n[^`\n]+)?)`(?!`)")

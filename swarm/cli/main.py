@@ -21,6 +21,7 @@ COMMANDS = (
     "id",
     "invite",
     "revoke",
+    "doctor",
     "families",
 )
 _MODULES = {"report": "run_report"}  # report.py is what all commands print with
