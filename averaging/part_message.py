@@ -26,7 +26,7 @@ class PartMessage:
     group_id: bytes = b""
     culprit: bytes = b""
     values: bytes | memoryview = b""
-    _written: bytes = field(default=b"", repr=False)
+    _written: bytes | bytearray = field(default=b"", repr=False)
 
     @classmethod
     def written(cls, code: int, values: bytes, *, group_id: bytes = b"") -> PartMessage:
@@ -35,7 +35,7 @@ class PartMessage:
         message.SerializeToString()
         return message
 
-    def SerializeToString(self) -> bytes:  # noqa: N802  hivemind calls it by this name
+    def SerializeToString(self) -> bytes | bytearray:  # noqa: N802  hivemind calls it by this name
         """The message as bytes; written once, so it must not change any more."""
         if not self._written:
             header = _HEADER.pack(self.code, len(self.group_id), len(self.culprit))
@@ -43,7 +43,7 @@ class PartMessage:
             self.values = memoryview(self._written)[len(self._written) - len(self.values) :]  # frees the first copy
         return self._written
 
-    def ParseFromString(self, data: bytes) -> None:  # noqa: N802
+    def ParseFromString(self, data: bytes | bytearray) -> None:  # noqa: N802
         """Read what a peer sent; `values` stays a view of it."""
         if len(data) < _HEADER.size:
             return
@@ -52,7 +52,7 @@ class PartMessage:
         end = middle + lengths[1]
         if max(lengths) > _MOST_NAME_BYTES or end > len(data):
             return
-        self.code, self.group_id, self.culprit = code, data[_HEADER.size : middle], data[middle:end]
+        self.code, self.group_id, self.culprit = code, bytes(data[_HEADER.size : middle]), bytes(data[middle:end])
         self.values, self._written = memoryview(data)[end:], data
 
     @property

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from blocks.errors import BadAdapter
+from blocks.first_values import initial_tensor
 from blocks.frozen_lora import freeze_on, thaw
 from blocks.load import SpanModel
 from blocks.part import whole_on_meta
@@ -34,6 +34,7 @@ MAX_RANK = 1024
 MAX_VERSIONS = 16  # snapshots in one model; bounds what callers may make it hold
 UnitTensors = Mapping[str, Tensor]
 """One unit's tensors: name inside the block, such as `self_attn.q_proj.lora_A`, sorted; fp32, on the CPU."""
+UnitParameters = Mapping[UnitId, Mapping[str, nn.Parameter]]
 
 _KINDS = ("lora_A", "lora_B")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -127,21 +128,6 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
                 parameter.copy_(initial_tensor(settings.seed, unit, name, tuple(parameter.shape)))
 
 
-def initial_tensor(seed: int, unit: UnitId, name: str, shape: tuple[int, ...]) -> Tensor:
-    """The first value of one adapter tensor, fp32 on the CPU: the same on every machine, whatever else it holds.
-
-    `lora_B` is zero. `lora_A` is uniform with peft's bound, kaiming with a=sqrt(5), which is 1/sqrt(fan-in); its bits
-    come from Philox (Salmon et al. 2011) keyed by seed, unit and name, whose raw stream numpy promises never to change.
-    """
-    if name.endswith("lora_B"):
-        return torch.zeros(shape, dtype=torch.float32)
-    key = hashlib.sha256(f"{seed}:{unit}:{name}".encode()).digest()
-    raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(math.prod(shape))
-    unit_interval = (np.asarray(raw, dtype=np.uint64) >> np.uint64(40)).astype(np.float64) / 2.0**24
-    bound = 1.0 / math.sqrt(shape[1])
-    return torch.from_numpy(((2.0 * unit_interval - 1.0) * bound).astype(np.float32)).reshape(shape)
-
-
 def parameters_by_unit(model: SpanModel, version: str = LIVE) -> dict[UnitId, dict[str, nn.Parameter]]:
     """The parameters of a version, by unit and by name in the block, sorted; of `live` they are what is trained.
 
@@ -180,10 +166,7 @@ def read_units(model: SpanModel, version: str = LIVE) -> dict[UnitId, UnitTensor
     Raises:
         BadAdapter: there is no such version.
     """
-    return {
-        unit: {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in named.items()}
-        for unit, named in parameters_by_unit(model, version).items()
-    }
+    return read_parameters(parameters_by_unit(model, version))
 
 
 def write_units(model: SpanModel, units: Mapping[UnitId, UnitTensors], version: str = LIVE) -> None:
@@ -192,10 +175,22 @@ def write_units(model: SpanModel, units: Mapping[UnitId, UnitTensors], version: 
     Raises:
         BadAdapter: a unit is not held here, or a name, shape or value does not fit.
     """
-    into = parameters_by_unit(model, version)
+    write_parameters(parameters_by_unit(model, version), units)
+
+
+def read_parameters(parameters: UnitParameters) -> dict[UnitId, UnitTensors]:
+    """Copies of parameters, whatever model they are in, by unit."""
+    return {
+        unit: {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in named.items()}
+        for unit, named in parameters.items()
+    }
+
+
+def write_parameters(into: UnitParameters, units: Mapping[UnitId, UnitTensors]) -> None:
+    """See `write_units`."""
     for unit, tensors in units.items():
         if unit not in into:
-            raise BadAdapter(f"unit {unit} is not in the span {model.span}; send it to a holder")
+            raise BadAdapter(f"unit {unit} is not held here; send it to a holder")
         check_unit(unit, tensors, {name: tuple(parameter.shape) for name, parameter in into[unit].items()})
     with torch.no_grad():
         for unit, tensors in units.items():
@@ -301,22 +296,17 @@ def unit_digest(tensors: UnitTensors) -> bytes:
 
 def unit_shapes(model: SpanModel) -> dict[UnitId, dict[str, tuple[int, ...]]]:
     """The names and shapes of the tensors of every held unit, at the run's rank."""
-    rank = settings_of(model).rank
+    return shapes_at(parameters_by_unit(model), settings_of(model).rank)
+
+
+def shapes_at(parameters: UnitParameters, rank: int) -> dict[UnitId, dict[str, tuple[int, ...]]]:
+    """The shapes that parameters have at another rank than theirs."""
     return {
         unit: {
             name: (rank, parameter.shape[1]) if name.endswith("lora_A") else (parameter.shape[0], rank)
             for name, parameter in named.items()
         }
-        for unit, named in parameters_by_unit(model).items()
-    }
-
-
-def first_units(model: SpanModel) -> dict[UnitId, dict[str, Tensor]]:
-    """Every held unit as the run's seed makes it, at the run's rank."""
-    seed = settings_of(model).seed
-    return {
-        unit: {name: initial_tensor(seed, unit, name, shape) for name, shape in shapes.items()}
-        for unit, shapes in unit_shapes(model).items()
+        for unit, named in parameters.items()
     }
 
 

@@ -171,6 +171,14 @@ class Ledger:
         tally.round_steps += 1
         return closed
 
+    def made_step(self, *, samples: int, tokens: int) -> None:
+        """Whoever trains all of these blocks in a loop of his own made an optimizer step on so much data."""
+        for tally in self.tallies.values():
+            tally.round_samples += samples
+            tally.round_tokens += tokens
+            tally.round_steps += 1
+            tally.total_samples += samples
+
     def round_done(self, block: int, *, counted: Counted, total_samples: int) -> None:
         """A round was applied to `block`: what it weighed is done, what came since stays for the next."""
         tally = self.tallies[block]

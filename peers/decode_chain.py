@@ -21,6 +21,7 @@ from peers.messages import Broken, Collect, Message, RefusalCode, Resume, Stream
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.router import Router
+from peers.routing import Hop
 from peers.timings import arrived, note
 from peers.values import Place
 
@@ -54,6 +55,11 @@ class DecodeSession:
     def rounds(self) -> frozenset[int]:
         """The rounds whose adapter serves this text: one, unless no host had a common one."""
         return frozenset(leg.opened.round for leg in self._legs)
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """The hosts that serve this text now, in order."""
+        return tuple(leg.hop for leg in self._legs)
 
     async def step(self, step: StepInput) -> torch.Tensor:
         """Feed the chain; returns what leaves the last block, [B, T, D] fp32.

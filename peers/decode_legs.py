@@ -109,10 +109,7 @@ class Legs:
                 raise
             places = [previous, *(Place(hop.peer, uuid.uuid4().hex) for hop in hops), onward]
             failures: dict[PeerId, PeerLost | Refused] = {}
-            found = await asyncio.gather(
-                *(self._open_one(hop, places, i, wanted) for i, hop in enumerate(hops, start=1)),
-                return_exceptions=True,
-            )
+            found = await self._open_all(hops, places, wanted)
             legs: list[Leg] = []
             for hop, result in zip(hops, found, strict=True):
                 if isinstance(result, Leg):
@@ -177,6 +174,17 @@ class Legs:
             except (PeerLost, Refused) as error:
                 failures[leg.hop.peer] = error
         return failures
+
+    async def _open_all(
+        self, hops: Sequence[Hop], places: Sequence[Place | None], wanted: _Wanted
+    ) -> list[Leg | BaseException]:
+        """A session at each of `places` but the first and the last, or what went wrong there."""
+        opening = (self._open_one(hop, places, i, wanted) for i, hop in enumerate(hops, start=1))
+        try:
+            return await asyncio.gather(*opening, return_exceptions=True)
+        except asyncio.CancelledError:  # some may be open, and nobody else knows their names
+            await asyncio.gather(*(self._close_one(place) for place in places[1:-1] if place is not None))
+            raise
 
     async def _open_one(self, hop: Hop, places: Sequence[Place | None], i: int, wanted: _Wanted) -> Leg:
         """Open the session at `places[i]`, whose neighbours stand beside it."""

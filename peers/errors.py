@@ -1,5 +1,7 @@
 """What can go wrong between peers. One root, so that the command line knows them all."""
 
+NOT_ADMITTED = "not admitted: "  # how a refusal that will not change by itself begins
+
 
 class PeerError(Exception):
     """Root of the errors of `peers`."""
@@ -17,8 +19,26 @@ class BadIdentity(PeerError):
     """The identity file cannot be used: unreadable, malformed, or in use by another process or peer."""
 
 
+class BadMembership(PeerError):
+    """A membership of a private run is malformed, not its owner's word, another peer's, expired or revoked."""
+
+
 class NetworkFailed(PeerError):
     """The node could not start: port taken, no bootstrap peer answered, or the daemon did not come up."""
+
+
+class NotAdmitted(NetworkFailed):
+    """In a private run: a peer without a valid membership, or whose role does not allow what it asks.
+
+    `passing`: nothing is known against it, so that it may try again. hivemind tells the other side what `repr` says.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+    def __repr__(self) -> str:
+        return str(self) if self.passing else NOT_ADMITTED + str(self)
 
 
 class StreamClosed(PeerError):

@@ -10,24 +10,33 @@ import logging
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError, P2PHandlerError
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from peers.errors import NetworkFailed
-from peers.hivemind_daemon import Daemon, one_line
+from peers.errors import NOT_ADMITTED, NetworkFailed
+from peers.hivemind_daemon import Daemon, DaemonOptions, one_line
 
 logger = logging.getLogger(__name__)
 
 MAX_CLOCK_SKEW_SECONDS = 3.0  # hivemind's own bound between DHT nodes
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 3.0
 _PING_SECONDS = 5.0
+_RETRY_SECONDS = 0.05
 _SEARCH_SECONDS = 3.0
 _STRAGGLER_SECONDS = 0.5  # once one has answered, the others may take this much longer
 
 
-class _ClockDiffers(NetworkFailed):
+class _WillNotDo(NetworkFailed):
+    """This peer answered, but trying it again would change nothing. Another one may do."""
+
+
+class _ClockDiffers(_WillNotDo):
     """Whose of the two clocks is wrong cannot be told from one answer."""
+
+
+class _NotLetIn(_WillNotDo):
+    """The run is private, and this peer was told that it is no member."""
 
 
 async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seconds: float, must: bool) -> None:
@@ -62,15 +71,51 @@ async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seco
     logger.warning("no known peer answered; starting alone reason=%s", failures[:800])
 
 
+async def is_taken_elsewhere(peer: str, bootstrap: tuple[str, ...], seconds: float) -> bool:
+    """Whether somebody in the swarm of `bootstrap` answers under the id `peer`; asked by a nameless short-lived peer.
+
+    Must run before this peer's own daemon listens, or it would find itself.
+    """
+    probe = await Daemon.launch(DaemonOptions(listen=(), dht_client=True))
+    try:
+        async with asyncio.timeout(seconds):
+            reached = False
+            for address in bootstrap:
+                where, _, who = address.rpartition("/p2p/")
+                try:
+                    await probe.connect(who, (where,))
+                    reached = True
+                except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+                    logger.debug("identity probe: no answer address=%s reason=%s", address, error)
+            return reached and await _can_find(probe, peer)
+    except TimeoutError:
+        return False
+    finally:
+        await probe.shutdown()
+
+
+async def _can_find(probe: Daemon, peer: str) -> bool:
+    """Whether the swarm that `probe` is connected to leads to `peer`."""
+    while True:
+        try:
+            await probe.connect(peer, ())
+        except ControlFailure as error:
+            if "any peer in table" not in str(error):
+                return False
+            await asyncio.sleep(_RETRY_SECONDS)  # the daemons are still telling each other what they speak
+        else:
+            return True
+
+
 async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> bool:
     """Greet every address of `reasons` at once and note why it failed; soon done once one has answered.
 
     Raises:
-        NetworkFailed: those who answered all have another time than this machine.
+        NetworkFailed: those who answered all have another time than this machine, or do not let it in.
     """
     tasks = {asyncio.create_task(_greet(p2p, node, address)): address for address in reasons}
     pending = set(tasks)
-    reached, differs = False, list[_ClockDiffers]()
+    reached, useless = False, list[_WillNotDo]()
     try:
         while pending:
             done, pending = await asyncio.wait(
@@ -79,8 +124,8 @@ async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> boo
             if not done:
                 break
             for task in done:
-                if isinstance(error := task.exception(), _ClockDiffers):
-                    differs.append(error)
+                if isinstance(error := task.exception(), _WillNotDo):
+                    useless.append(error)
                     reasons[tasks[task]] = str(error)
                     continue
                 reasons[tasks[task]] = task.result()
@@ -89,10 +134,10 @@ async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> boo
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-    if differs and not reached:
-        raise differs[0]
-    for error in differs:
-        logger.warning("a known peer has another time than the others: %s", error)
+    if useless and not reached:
+        raise useless[0]
+    for error in useless:
+        logger.warning("a known peer is of no use: %s", error)
     return reached
 
 
@@ -101,6 +146,7 @@ async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
 
     Raises:
         _ClockDiffers: by more than the DHT allows.
+        _NotLetIn: it says so.
     """
     where, _, peer = address.rpartition("/p2p/")
     try:
@@ -115,6 +161,8 @@ async def _greet(p2p: Daemon, node: DHTNode, address: str) -> str:
     except TimeoutError:
         return f"no answer in {_PING_SECONDS:.0f} s"
     except (P2PDaemonError, P2PHandlerError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+        if isinstance(error, P2PHandlerError) and str(error).startswith(NOT_ADMITTED):
+            raise _NotLetIn(f"peer {peer} says: {one_line(error).removeprefix(NOT_ADMITTED)}") from error
         return one_line(error)
     skew_seconds = max(sent_at - response.dht_time, response.dht_time - received_at, 0.0)
     if skew_seconds > MAX_CLOCK_SKEW_SECONDS:

@@ -1,9 +1,11 @@
-"""hivemind's P2P with three things changed: how p2pd is launched, how it ends, and how large a frame may be.
+"""hivemind's P2P with four things changed: how p2pd is launched, how it ends, how large a frame may be, and who passes.
 
 p2pd is started through a few lines of Python that ask the kernel to kill it when this process ends (Linux), because
 its idle timeout alone leaves it, and its address in the DHT, behind for that long after a `kill -9`. Bootstrap peers
 are not passed to it: p2pd would exit when none of them answers, and peers that start together need to try again.
 The kernel means the thread that started it: p2pd also ends with the event loop's thread, not only with the process.
+
+In a private run the `gate` is asked before any call, in either direction: there is no other way through this class.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import hivemind.hivemind_cli
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.p2p.p2p_daemon_bindings import p2pclient
 from hivemind.p2p.p2p_daemon_bindings.utils import (
-    ControlFailure,
     P2PDaemonError,
+    P2PHandlerError,
     raise_if_failed,
     read_pbmsg_safe,
     write_pbmsg,
@@ -33,8 +35,11 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
+from peers.bulk_reader import BulkReader
 from peers.config import NetworkConfig
-from peers.errors import BadMessage, NetworkFailed
+from peers.errors import NOT_ADMITTED, NetworkFailed, NotAdmitted
+from peers.gate import Gate
+from peers.network import PeerId
 from peers.socket_directory import SocketDirectory
 
 logger = logging.getLogger(__name__)
@@ -43,8 +48,9 @@ MAX_HIVEMIND_FRAME_BYTES = 16 * 1024 * 1024
 _IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own timeout after its last client is gone
 _DAEMON_START_SECONDS = 15.0
 _STOP_SECONDS = 3.0
-_RETRY_SECONDS = 0.05
 _TURN_SECONDS = 0.01
+REFUSAL_SECONDS = 2.0  # for a peer that is not let in to take the reason
+_READ_OUT_BYTES = 1 << 16
 _SPAWNING = threading.Lock()  # uvloop refuses to start a process while another loop of this process does
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -56,26 +62,11 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 StreamCallback = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+RefuseCallback = Callable[[NotAdmitted, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class CappedReader:
-    """A StreamReader that refuses to wait for more bytes at once than a frame may have.
-
-    hivemind reads an 8-byte length and then calls `readexactly` with it, whatever it says.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def readexactly(self, size: int) -> bytes:
-        """As StreamReader's.
-
-        Raises:
-            BadMessage: more than MAX_HIVEMIND_FRAME_BYTES were asked for; nothing was read.
-        """
-        if size > MAX_HIVEMIND_FRAME_BYTES:
-            raise BadMessage(f"a hivemind frame claims {size} bytes; at most {MAX_HIVEMIND_FRAME_BYTES} are accepted")
-        return await self._reader.readexactly(size)
+class _GateShut(NotAdmitted, P2PDaemonError):  # type: ignore[misc]
+    """For hivemind, and for whoever calls through it, a peer that is not let in is one that cannot be reached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +97,7 @@ def options_of(config: NetworkConfig, identity_path: Path, bootstrap: tuple[str,
 class Daemon(P2P):  # type: ignore[misc]
     """One p2pd and the connection to it. hivemind's own RPC works on it, with frames capped."""
 
+    gate: Gate | None = None  # of a private run; set before anything is served or called
     _child: Any
     _directory: SocketDirectory
     _last_lines: deque[str]
@@ -163,17 +155,64 @@ class Daemon(P2P):  # type: ignore[misc]
             ready.set_exception(P2PDaemonError("exited"))
 
     async def add_binary_stream_handler(self, name: str, handler: StreamCallback, balanced: bool = False) -> None:
-        """As hivemind's, for hivemind's own handlers: frames are capped."""
+        """As hivemind's, for hivemind's own handlers: only members pass; frames are capped, and read in one go."""
 
-        async def capped(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await handler(info, CappedReader(reader), writer)  # type: ignore[arg-type]
+        async def bulk(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await self._let_in(info.peer_id, name, writer)
+            except NotAdmitted as error:
+                await _say_no(error, reader, writer)
+            else:
+                await handler(info, _bulk(reader, writer), writer)  # type: ignore[arg-type]
 
-        await super().add_binary_stream_handler(name, capped, balanced)
+        await super().add_binary_stream_handler(name, bulk, balanced)
+
+    async def _add_protobuf_unary_handler(
+        self, handle_name: str, handler: Any, input_protobuf_type: Any, balanced: bool = False
+    ) -> None:
+        """As hivemind's: only members pass. hivemind tells the caller what the error's `repr` says."""
+
+        async def gated(request: Any, context: P2PContext) -> Any:
+            await self._let_in(context.remote_id, handle_name)
+            return await handler(request, context)
+
+        await super()._add_protobuf_unary_handler(handle_name, gated, input_protobuf_type, balanced)
 
     async def call_binary_stream_handler(self, peer_id: Any, handler_name: str) -> Any:
-        """As hivemind's, for hivemind's own calls: frames are capped."""
+        """As hivemind's, for hivemind's own calls: only members are called; frames are capped, and read in one go."""
+        await self._let_out(peer_id.to_base58(), handler_name)
         info, reader, writer = await super().call_binary_stream_handler(peer_id, handler_name)
-        return info, CappedReader(reader), writer
+        self._track(peer_id.to_base58(), writer)
+        return info, _bulk(reader, writer), writer
+
+    async def _call_unary_protobuf_handler(self, peer_id: Any, handle_name: str, message: Any, kind: Any) -> Any:
+        """As hivemind's: only members are called."""
+        await self._let_out(peer_id.to_base58(), handle_name)
+        try:
+            return await super()._call_unary_protobuf_handler(peer_id, handle_name, message, kind)
+        except P2PHandlerError as error:
+            if self.gate is not None and str(error).startswith(NOT_ADMITTED):
+                self.gate.refused_by(PeerId(peer_id.to_base58()))
+            raise
+
+    async def _let_in(self, remote: Any, name: str, writer: asyncio.StreamWriter | None = None) -> None:
+        if self.gate is None:
+            return
+        peer = PeerId(remote.to_base58())
+        await self.gate.let_in(peer, name)
+        if writer is not None:
+            self.gate.track(peer, writer)
+
+    async def _let_out(self, peer: str, name: str) -> None:
+        if self.gate is not None:
+            try:
+                await self.gate.let_out(PeerId(peer), name)
+            except NotAdmitted as error:
+                raise _GateShut(str(error), passing=error.passing) from None
+
+    def _track(self, peer: str, writer: asyncio.StreamWriter) -> None:
+        if self.gate is not None:
+            self.gate.track(PeerId(peer), writer)
 
     @property
     def pid(self) -> int:
@@ -185,16 +224,37 @@ class Daemon(P2P):  # type: ignore[misc]
         await self._child.wait()
         return " / ".join(self._last_lines)[-400:]
 
-    async def serve_raw(self, name: str, handler: StreamCallback) -> None:
-        """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap."""
-        await super().add_binary_stream_handler(name, handler)
+    async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None = None) -> None:
+        """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap.
+
+        Strangers to a private run get what `refuse(error, reader, writer)` says. Without it the stream is open to all.
+        """
+
+        async def gated(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await self._let_in(info.peer_id, name, writer)
+            except NotAdmitted as error:
+                if refuse is not None:
+                    await refuse(error, reader, writer)
+            else:
+                await handler(info, reader, writer)
+
+        await super().add_binary_stream_handler(name, handler if refuse is None else gated)
 
     async def open_raw(self, peer: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Dial `peer` and open a stream of `name`; closes what it opened when it fails or is cancelled.
 
         Raises:
-            P2PDaemonError, OSError, asyncio.IncompleteReadError: the peer, or the daemon, did not take it.
+            P2PDaemonError, OSError, asyncio.IncompleteReadError: the peer, or the daemon, did not take it; or the peer
+                is no member of this private run.
         """
+        await self._let_out(peer, name)
+        reader, writer = await self.open_to_anybody(peer, name)
+        self._track(peer, writer)
+        return reader, writer
+
+    async def open_to_anybody(self, peer: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As `open_raw`, past the gate: to ask a stranger who it is."""
         path = self._directory.path / "p2pd.sock"
         reader, writer = await asyncio.open_unix_connection(str(path))
         try:
@@ -229,6 +289,11 @@ class Daemon(P2P):  # type: ignore[misc]
         self._directory.remove()
 
 
+def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> BulkReader:
+    """hivemind reads an 8-byte length and then asks for so many bytes, whatever it says: no more than a frame has."""
+    return BulkReader(reader, writer, most_bytes=MAX_HIVEMIND_FRAME_BYTES)
+
+
 async def spawn(*command: str) -> asyncio.subprocess.Process:
     """Start a process that says everything on its stdout. Wait, within a deadline of the caller's, for a turn to do so.
 
@@ -250,45 +315,27 @@ async def spawn(*command: str) -> asyncio.subprocess.Process:
         _SPAWNING.release()
 
 
-async def is_taken_elsewhere(peer: str, bootstrap: tuple[str, ...], seconds: float) -> bool:
-    """Whether somebody in the swarm of `bootstrap` answers under the id `peer`; asked by a nameless short-lived peer.
-
-    Must run before this peer's own daemon listens, or it would find itself.
-    """
-    probe = await Daemon.launch(DaemonOptions(listen=(), dht_client=True))
-    try:
-        async with asyncio.timeout(seconds):
-            reached = False
-            for address in bootstrap:
-                where, _, who = address.rpartition("/p2p/")
-                try:
-                    await probe.connect(who, (where,))
-                    reached = True
-                except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-                    logger.debug("identity probe: no answer address=%s reason=%s", address, error)
-            return reached and await _can_find(probe, peer)
-    except TimeoutError:
-        return False
-    finally:
-        await probe.shutdown()
-
-
-async def _can_find(probe: Daemon, peer: str) -> bool:
-    """Whether the swarm that `probe` is connected to leads to `peer`."""
-    while True:
-        try:
-            await probe.connect(peer, ())
-        except ControlFailure as error:
-            if "any peer in table" not in str(error):
-                return False
-            await asyncio.sleep(_RETRY_SECONDS)  # the daemons are still telling each other what they speak
-        else:
-            return True
-
-
 def one_line(error: BaseException) -> str:
     """What a daemon said, for a message: without its own prefix and line breaks."""
     return " ".join(str(error).removeprefix("Connect failed. msg=").split())[:300]
+
+
+async def _say_no(error: NotAdmitted, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The end of one of hivemind's streams for a peer that is not let in: it raises what is said here."""
+    try:
+        async with asyncio.timeout(REFUSAL_SECONDS):
+            await P2P.send_protobuf(p2pd_pb2.RPCError(message=repr(error)), writer)
+            await read_out(reader)
+    except (TimeoutError, OSError) as gone:
+        logger.debug("a refusal was not taken reason=%r", gone)
+    finally:
+        writer.close()
+
+
+async def read_out(reader: asyncio.StreamReader) -> None:
+    """Read on, keeping nothing: p2pd resets a stream that is closed with data unread, and our last words with it."""
+    while await reader.read(_READ_OUT_BYTES):
+        pass
 
 
 def _flags(options: DaemonOptions, control: Multiaddr) -> list[str]:

@@ -27,6 +27,7 @@ from peers.directory import (
     trainers_key,
 )
 from peers.errors import BadRecord
+from peers.gate import Gate
 from peers.identity import Identity
 from peers.records import (
     MAX_SEALED_BYTES,
@@ -44,18 +45,22 @@ from peers.records import (
 
 logger = logging.getLogger(__name__)
 
-_RUN_KIND = "run"
+_RUN_KIND, _REVOKED_KIND = "run", "revoked"
+_WORDS = {_RUN_KIND: "settings", _REVOKED_KIND: "revocations"}
 _MAX_SEALED_RUN_BYTES = 2 * MAX_SEALED_BYTES  # a run's 4 kB inside a member's envelope
-_MAX_RUN_COPIES = 4
+_MAX_COPIES = 4
 _KINDS = {"peer": MAX_SEALED_BYTES, "progress": MAX_SEALED_BYTES, "trainer": MAX_SEALED_BYTES}
-_KINDS[_RUN_KIND] = _MAX_SEALED_RUN_BYTES
+_KINDS |= dict.fromkeys((_RUN_KIND, _REVOKED_KIND), _MAX_SEALED_RUN_BYTES)
 
 
 class SealValidator(RecordValidatorBase):  # type: ignore[misc]
-    """Refuses entries under a peer id that this peer did not seal, or with another expiration than the sealed one."""
+    """Refuses entries under a peer id that this peer did not seal, or with another expiration than the sealed one.
 
-    def __init__(self, cache: SealCache) -> None:
-        self._cache = cache
+    In a private run also those of peers that are known not to be members, or not to have the role for it.
+    """
+
+    def __init__(self, cache: SealCache, gate: Gate | None = None) -> None:
+        self._cache, self._gate = cache, gate
 
     def validate(self, record: DHTRecord) -> bool:
         """Whether this node stores, or believes, `record`. Entries that are not ours to judge pass."""
@@ -68,6 +73,9 @@ class SealValidator(RecordValidatorBase):  # type: ignore[misc]
             signer, payload = open_sealed(blob, kind, most=_KINDS[kind], cache=self._cache)
         except (BadRecord, ValueError, TypeError, KeyError) as error:
             logger.debug("entry refused reason=%s", error)
+            return False
+        if self._gate is not None and not self._gate.may_publish(signer, kind):
+            logger.debug("entry refused reason=no member with the role for it signer=%s kind=%s", signer, kind)
             return False
         return signer == subkey and payload.get("expires_at") == record.expiration_time
 
@@ -104,29 +112,39 @@ class HivemindDirectory:
 
     async def store_run(self, run: str, blob: bytes, expires_at: float) -> bool:
         """See Directory. A few copies are enough: where others keep theirs, this peer adds none."""
-        if len(blob) > MAX_SEALED_BYTES:
-            raise BadRecord(f"the run's settings take {len(blob)} bytes; at most {MAX_SEALED_BYTES} fit")
-        others = {
-            signer for signer, copy in await self._run_copies(run) if copy == blob and signer != self._identity.peer
-        }
-        if len(others) >= _MAX_RUN_COPIES:
-            return True
-        payload = {"run": run, "blob": blob, "expires_at": expires_at}
-        sealed = await asyncio.to_thread(seal, self._identity, _RUN_KIND, payload, most=_MAX_SEALED_RUN_BYTES)
-        return await self._store([_run_key(run)], sealed, expires_at)
+        return await self._store_copy(_RUN_KIND, run, blob, expires_at)
 
     async def find_run(self, run: str, is_valid: Callable[[bytes], bool]) -> bytes | None:
         """See Directory."""
-        copies = dict.fromkeys(copy for _, copy in await self._run_copies(run))
+        copies = dict.fromkeys(copy for _, copy in await self._copies(_RUN_KIND, run))
         return next((copy for copy in copies if is_valid(copy)), None)
 
-    async def _run_copies(self, run: str) -> list[tuple[str, bytes]]:
+    async def store_revoked(self, run: str, blob: bytes, expires_at: float) -> bool:
+        """Keep the owner's list of those revoked (at most 4 kB) in the directory, as `store_run` keeps the settings."""
+        return await self._store_copy(_REVOKED_KIND, run, blob, expires_at)
+
+    async def find_revoked(self, run: str) -> list[bytes]:
+        """All lists that peers have stored, each once, in no order. Anybody may have stored anything."""
+        return list(dict.fromkeys(copy for _, copy in await self._copies(_REVOKED_KIND, run)))
+
+    async def _store_copy(self, kind: str, run: str, blob: bytes, expires_at: float) -> bool:
+        if len(blob) > MAX_SEALED_BYTES:
+            raise BadRecord(f"the run's {_WORDS[kind]} take {len(blob)} bytes; at most {MAX_SEALED_BYTES} fit")
+        copies = await self._copies(kind, run)
+        others = {signer for signer, copy in copies if copy == blob and signer != self._identity.peer}
+        if len(others) >= _MAX_COPIES:
+            return True
+        payload = {"run": run, "blob": blob, "expires_at": expires_at}
+        sealed = await asyncio.to_thread(seal, self._identity, kind, payload, most=_MAX_SEALED_RUN_BYTES)
+        return await self._store([_run_key(run, kind)], sealed, expires_at)
+
+    async def _copies(self, kind: str, run: str) -> list[tuple[str, bytes]]:
         copies = []
-        for _, sealed in await self._entries([_run_key(run)]):
+        for _, sealed in await self._entries([_run_key(run, kind)]):
             try:
-                signer, payload = open_sealed(sealed, _RUN_KIND, most=_MAX_SEALED_RUN_BYTES, cache=self._cache)
+                signer, payload = open_sealed(sealed, kind, most=_MAX_SEALED_RUN_BYTES, cache=self._cache)
             except BadRecord as error:
-                logger.debug("copy of the run's settings skipped reason=%s", error)
+                logger.debug("copy of a run's record skipped kind=%s reason=%s", kind, error)
                 continue
             copy = payload.get("blob")
             if payload.get("run") == run and isinstance(copy, bytes):
@@ -167,5 +185,5 @@ def _kind_of(blob: object) -> str:
     return blob[2 : 2 + length].decode(errors="replace")
 
 
-def _run_key(run: str) -> str:
-    return f"swarmtune/{run}/run"
+def _run_key(run: str, kind: str) -> str:
+    return f"swarmtune/{run}/{kind}"

@@ -8,6 +8,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from hivemind.utils.timed_storage import get_dht_time
 from peers.address_book import load_addresses, save_addresses
 from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
-from peers.hivemind_bootstrap import join_swarm
-from peers.hivemind_daemon import Daemon, is_taken_elsewhere, one_line, options_of
+from peers.gate import Gate, MemberConfig
+from peers.hivemind_bootstrap import is_taken_elsewhere, join_swarm
+from peers.hivemind_daemon import Daemon, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
+from peers.hivemind_lan import group_protocol
+from peers.hivemind_members import Members, refuse
 from peers.identity import Identity, IdentityLock, hold, load_or_create
+from peers.membership import Role
 from peers.network import ByteStream, PeerId, StreamHandler
 from peers.records import SealCache
 
@@ -32,6 +37,15 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _IDENTITY_PROBE_SECONDS = 5.0
 _LEAVE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Hints:
+    """What a starting node has: addresses from before, whether its identity is new, its place in a private run."""
+
+    known: tuple[str, ...]
+    fresh: bool
+    members: MemberConfig | None
 
 
 class HivemindNetwork:
@@ -48,17 +62,27 @@ class HivemindNetwork:
         self._lock: IdentityLock | None = None
         self._address_book: Path | None = None
         self._stopping = False
+        self._members: Members | None = None
 
     @classmethod
     async def start(
-        cls, config: NetworkConfig, *, run: str, identity_path: Path, address_book: Path | None = None
+        cls,
+        config: NetworkConfig,
+        *,
+        run: str,
+        identity_path: Path,
+        address_book: Path | None = None,
+        members: MemberConfig | None = None,
     ) -> HivemindNetwork:
         """Start a node and join the swarm of `config.bootstrap`, or of peers that `address_book` knows from before.
 
+        With `members` the run is private: nobody else is called or answered.
 
         Raises:
             BadIdentity: the identity file is unusable, or in use here or elsewhere in the swarm.
-            NetworkFailed: the port is taken, p2pd did not start, or no bootstrap peer answered in time.
+            BadMembership: `members` does not make this peer a member.
+            NetworkFailed: the port is taken, p2pd did not start, or no bootstrap peer answered in time, or none lets
+                this peer in.
         """
         if _NAME.fullmatch(run) is None:
             raise NetworkFailed(f"'{run[:80]}' cannot name a run's streams; use 1 to 64 letters, digits, '_', '-', '.'")
@@ -67,48 +91,22 @@ class HivemindNetwork:
         known = await asyncio.to_thread(load_addresses, address_book) if address_book is not None else ()
         lock = hold(identity_path)
         try:
-            network = await cls._start_held(config, run, identity_path, identity, (known, fresh))
+            network = await _start_held(config, run, identity_path, identity, _Hints(known, fresh, members))
         except BaseException:
             lock.release()
             raise
         network._lock, network._address_book = lock, address_book
         return network
 
-    @classmethod
-    async def _start_held(
-        cls,
-        config: NetworkConfig,
-        run: str,
-        identity_path: Path,
-        identity: Identity,
-        hints: tuple[tuple[str, ...], bool],
-    ) -> HivemindNetwork:
-        known, fresh = hints
-        peers = tuple(a for a in dict.fromkeys(config.bootstrap + known) if not a.endswith(f"/p2p/{identity.peer}"))
-        _check_port_is_free(config)
-        asked = peers or config.bootstrap  # all of them are this peer itself: somebody may be answering in its name
-        if asked and not fresh and await is_taken_elsewhere(identity.peer, asked, _IDENTITY_PROBE_SECONDS):
-            raise BadIdentity(
-                f"identity {identity_path} ({identity.peer}) is in use by another peer of this swarm; "
-                "stop that one or give this peer another --state"
-            )
-        p2p = await Daemon.launch(options_of(config, identity_path, peers))
-        cache = SealCache()
-        try:
-            dht_node = await DHTNode.create(
-                p2p=p2p, client_mode=config.client_mode, record_validator=SealValidator(cache)
-            )
-            await join_swarm(p2p, dht_node, peers, seconds=config.start_seconds, must=bool(config.bootstrap))
-        except BaseException:
-            await p2p.shutdown()
-            raise
-        logger.info("node started peer=%s run=%s", identity.peer, run)
-        return cls(config, run, identity, p2p, HivemindDirectory(dht_node, identity, cache))
-
     @property
     def peer_id(self) -> PeerId:
         """Who this node is."""
         return self.identity.peer
+
+    @property
+    def gate(self) -> Gate | None:
+        """Who may pass here, in a private run."""
+        return self.p2p.gate
 
     def dht_time(self) -> float:
         """The clock that records and rounds are dated by: seconds since 1970, as the peers agree on it within 3 s."""
@@ -176,7 +174,17 @@ class HivemindNetwork:
 
     async def serve_stream(self, kind: str, handler: StreamHandler) -> None:
         """Call `handler` with each incoming stream of `kind`; the stream closes when the handler returns."""
-        await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler))
+        await self.p2p.serve_raw(self._protocol(kind), partial(self._handle, kind, handler), refuse)
+
+    async def tell_group(self, group: str, answer: bytes) -> None:
+        """Tell whoever asks for the group, a stranger too, what it is; see hivemind_lan.ask_group."""
+
+        async def tell(stream: ByteStream) -> None:
+            stream.writer.write(answer)
+            async with asyncio.timeout(self.config.dial_seconds):
+                await stream.writer.drain()
+
+        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell))
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""
@@ -191,6 +199,8 @@ class HivemindNetwork:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._members is not None:
+            await self._members.stop()
         try:
             async with asyncio.timeout(_LEAVE_SECONDS):  # a p2pd that is gone answers nothing
                 await self.dht_node.shutdown()
@@ -239,6 +249,47 @@ async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
         return await question
     except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
         raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
+
+
+async def _start_held(
+    config: NetworkConfig,
+    run: str,
+    identity_path: Path,
+    identity: Identity,
+    hints: _Hints,
+) -> HivemindNetwork:
+    all_known = dict.fromkeys(config.bootstrap + hints.known)
+    peers = tuple(address for address in all_known if not address.endswith(f"/p2p/{identity.peer}"))
+    _check_port_is_free(config)
+    asked = peers or config.bootstrap  # all of them are this peer itself: somebody may be answering in its name
+    if asked and not hints.fresh and await is_taken_elsewhere(identity.peer, asked, _IDENTITY_PROBE_SECONDS):
+        raise BadIdentity(
+            f"identity {identity_path} ({identity.peer}) is in use by another peer of this swarm; "
+            "stop that one or give this peer another --state"
+        )
+    p2p = await Daemon.launch(options_of(config, identity_path, peers))
+    cache, members = SealCache(), None
+    try:
+        if hints.members is not None:
+            members = Members(p2p, hints.members, run, identity.peer)
+            await members.start()
+        gate = None if members is None else members.gate
+        # Clients of a private run may not store, so theirs does not try to keep others' caches fresh either.
+        cached = 1 if gate is None or gate.own.role.covers(Role.TRAINER) else 0
+        validator = SealValidator(cache, gate)
+        dht_node = await DHTNode.create(
+            p2p=p2p, client_mode=config.client_mode, record_validator=validator, cache_nearest=cached
+        )
+        await join_swarm(p2p, dht_node, peers, seconds=config.start_seconds, must=bool(config.bootstrap))
+    except BaseException:
+        if members is not None:
+            await members.stop()
+        await p2p.shutdown()
+        raise
+    logger.info("node started peer=%s run=%s", identity.peer, run)
+    network = HivemindNetwork(config, run, identity, p2p, HivemindDirectory(dht_node, identity, cache))
+    network._members = members
+    return network
 
 
 def _check_port_is_free(config: NetworkConfig) -> None:

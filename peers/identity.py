@@ -62,6 +62,20 @@ def load_or_create(path: Path) -> Identity:
     return _parse(path, data)
 
 
+def peer_in(path: Path) -> PeerId | None:
+    """Whose key is in `path`; None where there is no key. Fast, as the key is not checked: not for signing.
+
+    Raises:
+        BadIdentity: the file cannot be read or parsed.
+    """
+    if not path.exists():
+        return None
+    try:
+        return _parse(path, path.read_bytes()[:_MAX_FILE_BYTES], is_checked=False).peer
+    except OSError as error:
+        raise BadIdentity(f"identity {path} cannot be used: {error.strerror}; check its directory and owner") from error
+
+
 def peer_id_of(public_key: bytes) -> PeerId:
     """The libp2p id of a public key in SubjectPublicKeyInfo DER: base58 of the multihash of its protobuf."""
     digest = hashlib.sha256(_protobuf_of_key(public_key)).digest()
@@ -131,8 +145,12 @@ def hold(path: Path) -> IdentityLock:
     return IdentityLock(descriptor)
 
 
+def _new_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=_EXPONENT, key_size=_MIN_KEY_BITS)
+
+
 def _create(path: Path) -> None:
-    key = rsa.generate_private_key(public_exponent=_EXPONENT, key_size=_MIN_KEY_BITS)
+    key = _new_key()
     der = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
@@ -151,9 +169,11 @@ def _create(path: Path) -> None:
         draft.unlink()
 
 
-def _parse(path: Path, data: bytes) -> Identity:
+def _parse(path: Path, data: bytes, *, is_checked: bool = True) -> Identity:
     try:
-        key = serialization.load_der_private_key(_key_in_protobuf(data), password=None)
+        key = serialization.load_der_private_key(
+            _key_in_protobuf(data), password=None, unsafe_skip_rsa_key_validation=not is_checked
+        )
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BadIdentity(f"identity {path} is not a libp2p RSA key; move it away and a new one is made") from error
     if not isinstance(key, rsa.RSAPrivateKey) or not _MIN_KEY_BITS <= key.key_size <= _MAX_KEY_BITS:

@@ -45,6 +45,7 @@ class RefusalCode(StrEnum):
     SPAN = "span"  # these blocks are not held here (any more)
     BUSY = "busy"
     INTERNAL = "internal"
+    MEMBER = "member"  # not let into this private run, or not with this role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,21 +37,19 @@ class Paces:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._paces: dict[PeerId, Pace] = {}
-        self._working: dict[PeerId, int] = {}
+        self._working: dict[PeerId, list[int]] = {}  # how many blocks each piece of work has there
 
     @contextmanager
     def working(self, hops: Collection[Hop]) -> Iterator[None]:
         """Inside, a piece of this peer's work is with these hosts."""
         for hop in hops:
-            self._working[hop.peer] = self._working.get(hop.peer, 0) + 1
+            self._working.setdefault(hop.peer, []).append(len(hop.span))
         try:
             yield
         finally:
             for hop in hops:
-                left = self._working[hop.peer] - 1
-                if left:
-                    self._working[hop.peer] = left
-                else:
+                self._working[hop.peer].remove(len(hop.span))
+                if not self._working[hop.peer]:
                     del self._working[hop.peer]
 
     def measured(self, hop: Hop, num_tokens: int, seconds: float, link_seconds: float) -> None:
@@ -63,10 +61,8 @@ class Paces:
             known = replace(known, step_seconds=_blend(known.step_seconds, seconds / len(hop.span)))
         else:
             # Work of ours that came before it was part of its queue, and says nothing about the host.
-            ahead = max(1, self._working.get(hop.peer, 1))
-            known = replace(
-                known, token_seconds=_blend(known.token_seconds, seconds / (len(hop.span) * num_tokens * ahead))
-            )
+            blocks = max(len(hop.span), sum(self._working.get(hop.peer, ())))
+            known = replace(known, token_seconds=_blend(known.token_seconds, seconds / (blocks * num_tokens)))
         known = replace(known, link_seconds=_blend(known.link_seconds, link_seconds))
         self._paces.pop(hop.peer, None)
         self._paces[hop.peer] = known  # the newest is last
@@ -76,7 +72,7 @@ class Paces:
     def seen(self, host: HostView) -> HostView:
         """The host as these measurements show it, instead of by its own word, and with this peer's own work at it."""
         known = self._known(host.peer)
-        ahead = self._working.get(host.peer, 0)
+        ahead = sum(self._working.get(host.peer, ()))
         if known is None:
             return replace(host, working=ahead)
         speed = host.tokens_per_second

@@ -82,7 +82,7 @@ class Pool:
                 finally:
                     answer.cancel()
         except Refused as error:
-            if error.code in (RefusalCode.RUN, RefusalCode.VERSION):
+            if error.code in (RefusalCode.RUN, RefusalCode.VERSION, RefusalCode.MEMBER):
                 raise PeerLost(f"peer {peer}: {error}") from error
             raise
         except TimeoutError as error:

@@ -22,7 +22,17 @@ from peers.network import PeerId
 from peers.paces import Paces
 from peers.pool import Pool
 from peers.records import PeerRecord
-from peers.routing import EVERYBODY, Hop, HostView, RouteRules, is_usable_by, pick_fast, pick_spread, views_of
+from peers.routing import (
+    EVERYBODY,
+    Hop,
+    HostView,
+    RouteRules,
+    is_usable_by,
+    kept_apart,
+    pick_fast,
+    pick_spread,
+    views_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +100,9 @@ class LiveRouter:
         self.found: tuple[PeerRecord, ...] = ()
         """All records of the last look, also of peers that load, or are away."""
         self._directory, self._pool = directory, pool
+        if config.rules.allow is not None:  # whoever names others means them beside itself
+            rules = replace(config.rules, allow=frozenset(config.rules.allow) | {pool.me})
+            config = replace(config, rules=rules)
         self._config, self._rng, self._clock = config, rng, clock
         self._rtt_seconds: dict[PeerId, float] = {}
         self._measured_at: dict[PeerId, float] = {}
@@ -164,7 +177,8 @@ class LiveRouter:
             await asyncio.sleep(self._config.retry_seconds)
 
     def _views(self) -> list[HostView]:
-        return [self.paces.seen(view) for view in views_of(self.records, self._rtt_seconds)]
+        views = [self.paces.seen(view) for view in views_of(self.records, self._rtt_seconds)]
+        return kept_apart(views, self._pool.me, self._config.rules.keep_first)
 
     def _excuses(self) -> str:
         out = [f"{peer}: {reason}" for peer, reason in list(self.health.unusable().items())[:3]]

@@ -6,8 +6,6 @@ this peer (training), by which replicas share the work in proportion to their sp
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +18,9 @@ from peers.records import PeerRecord
 
 STEP_TOKENS = 32  # up to here a pass costs about the same: it reads all weights once, however few the tokens
 DEFAULT_RTT_SECONDS = 0.05  # for a peer that was never measured: a continent away
-_Label: TypeAlias = tuple[int, float, tuple[tuple[PeerId, int], ...]]  # missed pins, seconds, (peer, end) of each hop
-_ALIKE = 1.5  # times the least cost
+_Calls: TypeAlias = "tuple[int, int, _Calls | None]"  # the last call: who, from which block, and the calls before
+_ALIKE = 2.0  # times its price: by so much a host may lose or win by chance
+_CROWDING = 0.25  # how much dearer a host's blocks get with each block of this peer's work that it has; simulated
 _SLOWEST_TOKENS_PER_SECOND = 1e-3  # a record may say 0: usable, but only where nobody else is
 
 
@@ -37,8 +36,8 @@ class Hop:
 class HostView:
     """A host as one peer sees it. `tokens_per_second` is through all of `span`; the rest is in seconds.
 
-    `step_seconds` is what a block takes in a pass of up to STEP_TOKENS, if that is known; `working` counts pieces of
-    this peer's own work that are with the host now.
+    `step_seconds` is what a block takes in a pass of up to STEP_TOKENS, if that is known; `working` is how many blocks
+    of this peer's own work the host has now.
     """
 
     peer: PeerId
@@ -49,21 +48,32 @@ class HostView:
     step_seconds: float | None = None
     working: int = 0
 
-    def seconds_for(self, span: Span, num_tokens: int) -> float:
-        """Time of one call: there and back, the queue, and the blocks of `span` at this host's speed."""
+    def block_seconds(self, num_tokens: int) -> float:
+        """Time of one block at this host's speed."""
         if self.step_seconds is not None and num_tokens <= STEP_TOKENS:
-            return self.rtt_seconds + self.queue_seconds + self.step_seconds * len(span)
-        speed = max(self.tokens_per_second, _SLOWEST_TOKENS_PER_SECOND) * len(self.span)  # blocks x tokens each second
-        return self.rtt_seconds + self.queue_seconds + (1 + self.working) * num_tokens * len(span) / speed
+            return self.step_seconds
+        return num_tokens / (max(self.tokens_per_second, _SLOWEST_TOKENS_PER_SECOND) * len(self.span))
+
+    def wait_seconds(self, num_tokens: int) -> float:
+        """Time of one call besides its blocks: there and back, the queue, this peer's own work that is ahead of it."""
+        return self.rtt_seconds + self.queue_seconds + self.working * self.block_seconds(num_tokens)
+
+    def seconds_for(self, span: Span, num_tokens: int) -> float:
+        """Time of one call for the blocks of `span`."""
+        return self.wait_seconds(num_tokens) + self.block_seconds(num_tokens) * len(span)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteRules:
-    """Whom a chain may use. `allow` None is everybody; `pins` are hosts to prefer for the blocks that they hold."""
+    """Whom a chain may use. `allow` None is everybody; `pins` are hosts to prefer for the blocks that they hold.
+
+    The first `keep_first` blocks go through the asker itself alone (see `kept_apart`).
+    """
 
     allow: Collection[PeerId] | None = None
     avoid: Collection[PeerId] = ()
     pins: Collection[PeerId] = field(default=())
+    keep_first: int = 0
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a chain may use `peer` at all."""
@@ -92,10 +102,23 @@ def views_of(records: Sequence[PeerRecord], measured_rtt_seconds: Mapping[PeerId
     ]
 
 
+def kept_apart(hosts: Sequence[HostView], me: PeerId, num_blocks: int) -> list[HostView]:
+    """`hosts` as somebody sees them who gives nobody else the work of the first `num_blocks` blocks."""
+    apart: list[HostView] = []
+    for host in hosts:
+        if host.peer == me or host.span.start >= num_blocks:
+            apart.append(host)
+        elif host.span.end > num_blocks:
+            span = Span(num_blocks, host.span.end)
+            speed = host.tokens_per_second * len(host.span) / len(span)  # it is as fast as before in each block
+            apart.append(replace(host, span=span, tokens_per_second=speed))
+    return apart
+
+
 def pick_fast(
     hosts: Sequence[HostView], span: Span, *, num_tokens: int = 1, rules: RouteRules = EVERYBODY
 ) -> tuple[Hop, ...]:
-    """The chain over `span` with the least total time for `num_tokens`: Dijkstra over block boundaries.
+    """The chain over `span` with the least total time for `num_tokens`.
 
     Pinned hosts are used for as many blocks as they can serve; among chains that do so, the fastest wins. Ties go to
     the smaller peer ids, so that the answer depends on nothing else.
@@ -104,28 +127,9 @@ def pick_fast(
         NoRoute: some blocks have no admitted host; the message names them.
     """
     usable = _usable(hosts, span, rules)
-    pinned = _pinned_before(usable, span, rules)
-    queue: list[_Label] = [(0, 0.0, ())]
-    best: dict[int, _Label] = {span.start: queue[0]}
-    while queue:
-        label = heapq.heappop(queue)
-        unpinned, seconds, path = label
-        at = path[-1][1] if path else span.start
-        if at == span.end:
-            return _hops(span.start, path)
-        if best[at] != label:
-            continue
-        for host in usable:
-            if at not in host.span:
-                continue
-            for end in range(at + 1, min(host.span.end, span.end) + 1):
-                missed = 0 if host.peer in rules.pins else pinned[end - span.start] - pinned[at - span.start]
-                cost = seconds + host.seconds_for(Span(at, end), num_tokens)
-                found = (unpinned + missed, cost, (*path, (host.peer, end)))
-                if end not in best or found < best[end]:
-                    best[end] = found
-                    heapq.heappush(queue, found)
-    raise NoRoute(_missing(usable, span, rules))
+    return _cheapest(
+        usable, [(host.wait_seconds(num_tokens), host.block_seconds(num_tokens)) for host in usable], span, rules
+    )
 
 
 def pick_spread(
@@ -136,39 +140,23 @@ def pick_spread(
     rng: random.Random,
     rules: RouteRules = EVERYBODY,
 ) -> tuple[Hop, ...]:
-    """A chain over `span` for one piece of work among many: at each boundary one of the hosts that would be done first,
-    by the block, for as far as it goes; among those about alike at random, the faster the likelier.
+    """A chain over `span` for one piece of work among many: the cheapest, where a host's price for a block grows with
+    the work of this peer that it has, and each host's prices are up to twice as high by chance.
 
-    Hosts that have work of this peer already count that in (list scheduling, Graham 1966), so replicas share the work
-    in proportion to their speed, and a slow one gets none that the others would be done with far earlier. Pinned hosts
-    are taken where they hold the next block.
+    Prices that grow with the work spread it over all hosts as far as their spans allow (the total is lowest where no
+    piece could go a cheaper way, Wardrop 1952), so replicas share it in proportion to their speed, and a slow one gets
+    none that the others would be done with far earlier. Pinned hosts are taken for the blocks that they hold.
 
     Raises:
         NoRoute: some blocks have no admitted host; the message names them.
     """
     usable = _usable(hosts, span, rules)
-    path: list[tuple[PeerId, int]] = []
-    at = span.start
-    while at < span.end:
-        choices = [host for host in usable if at in host.span]
-        if not choices:
-            raise NoRoute(_missing(usable, span, rules))
-        choices = [host for host in choices if host.peer in rules.pins] or choices
-        ends = [min(choice.span.end, span.end) for choice in choices]
-        costs = [
-            host.seconds_for(Span(at, end), num_tokens) / (end - at) for host, end in zip(choices, ends, strict=True)
-        ]
-        bound = _ALIKE * min(costs)
-        alike = [place for place, cost in enumerate(costs) if cost <= bound]
-        chosen = rng.choices(alike, weights=[1 / max(1e-9, costs[place]) for place in alike])[0]
-        host, end = choices[chosen], ends[chosen]
-        if host.peer not in rules.pins:
-            # A pinned host takes over where it begins: its cache or its stash is there.
-            starts = [other.span.start for other in usable if other.peer in rules.pins and at < other.span.start < end]
-            end = min([end, *starts])
-        path.append((host.peer, end))
-        at = end
-    return _hops(span.start, path)
+    prices = []
+    for host in usable:
+        luck = rng.uniform(1.0, _ALIKE)
+        block = host.block_seconds(num_tokens) * (1 + _CROWDING * host.working)
+        prices.append((luck * (host.rtt_seconds + host.queue_seconds), luck * block))
+    return _cheapest(usable, prices, span, rules)
 
 
 def missing_blocks(hosts: Sequence[HostView], span: Span, rules: RouteRules = EVERYBODY) -> list[Span]:
@@ -191,22 +179,51 @@ def _usable(hosts: Sequence[HostView], span: Span, rules: RouteRules) -> list[Ho
     return sorted((host for host in near if rules.admits(host.peer)), key=lambda host: host.peer)
 
 
-def _pinned_before(usable: Sequence[HostView], span: Span, rules: RouteRules) -> list[int]:
-    """For each boundary of `span`, how many blocks before it some pinned host holds."""
-    held = {block for host in usable if host.peer in rules.pins for block in host.span.blocks()}
-    return list(itertools.accumulate((block in held for block in span.blocks()), initial=0))
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The cheapest way so far: its cost, and where each of its calls began, the last one first."""
+
+    cost: float
+    calls: _Calls | None
 
 
-def _hops(start: int, path: Sequence[tuple[PeerId, int]]) -> tuple[Hop, ...]:
-    """Boundaries to spans; neighbours on the same host become one call."""
+def _cheapest(
+    usable: Sequence[HostView], prices: Sequence[tuple[float, float]], span: Span, rules: RouteRules
+) -> tuple[Hop, ...]:
+    """The chain with the least sum of prices, each of a call and of every block in it: block by block, the cheapest way
+    to each host as the last one.
+
+    Raises:
+        NoRoute: some blocks have no admitted host.
+    """
+    best = _Way(0.0, None)
+    ways: dict[int, _Way] = {}  # by the place of the last host
+    for block in span.blocks():
+        holders = [place for place, host in enumerate(usable) if block in host.span]
+        if not holders:
+            raise NoRoute(_missing(usable, span, rules))
+        holders = [place for place in holders if usable[place].peer in rules.pins] or holders
+        reached: dict[int, _Way] = {}
+        for place in holders:
+            call, each = prices[place]
+            stay = ways.get(place)
+            if stay is not None and stay.cost <= best.cost + call:
+                reached[place] = _Way(stay.cost + each, stay.calls)
+            else:
+                reached[place] = _Way(best.cost + call + each, (place, block, best.calls))
+        ways = reached
+        best = min(reached.values(), key=lambda way: way.cost)  # the first of those alike: usable is sorted
+    return _hops(usable, best.calls, span.end)
+
+
+def _hops(usable: Sequence[HostView], calls: _Calls | None, end: int) -> tuple[Hop, ...]:
+    """Where calls began, the last one first, as hops in their order."""
     hops: list[Hop] = []
-    for peer, end in path:
-        if hops and hops[-1].peer == peer:
-            hops[-1] = replace(hops[-1], span=Span(hops[-1].span.start, end))
-        else:
-            hops.append(Hop(peer=peer, span=Span(start, end)))
-        start = end
-    return tuple(hops)
+    while calls is not None:
+        place, start, calls = calls
+        hops.append(Hop(peer=usable[place].peer, span=Span(start, end)))
+        end = start
+    return tuple(reversed(hops))
 
 
 def _missing(usable: Sequence[HostView], span: Span, rules: RouteRules) -> str:

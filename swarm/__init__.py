@@ -5,11 +5,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from swarm.api import init as init
     from swarm.api import join as join
+    from swarm.hf_trainer import attach as attach
+    from swarm.lightning_callback import SwarmCallback as SwarmCallback
+    from swarm.own_loop import Ending as Ending
+    from swarm.own_loop import Member as Member
+    from swarm.own_loop import member as member
     from swarm.peer import Peer as Peer
     from swarm.peer import PeerConfig as PeerConfig
 
-_HOMES = {"init": "swarm.api", "join": "swarm.api", "Peer": "swarm.peer", "PeerConfig": "swarm.peer"}
-__all__ = ["Peer", "PeerConfig", "init", "join"]
+_HOMES = {
+    "init": "swarm.api",
+    "join": "swarm.api",
+    "Peer": "swarm.peer",
+    "PeerConfig": "swarm.peer",
+    "member": "swarm.own_loop",
+    "Member": "swarm.own_loop",
+    "Ending": "swarm.own_loop",
+    "attach": "swarm.hf_trainer",
+    "SwarmCallback": "swarm.lightning_callback",
+}
+__all__ = ["Ending", "Member", "Peer", "PeerConfig", "SwarmCallback", "attach", "init", "join", "member"]
 
 
 def __getattr__(name: str) -> object:

@@ -9,7 +9,7 @@ from blocks.spans import parse_span
 from peers.config import NetworkConfig
 from swarm.join_string import Join, RunDirectory, resolve_join
 from swarm.new_run import create_run
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import ENTERING, Peer, PeerConfig
 
 CACHE = Path("~/.cache/swarmtune")
 STATE = Path("~/.local/share/swarmtune")
@@ -54,17 +54,13 @@ def join(
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
     """
-    # A directory is read again: since it was made, its first peer may have written where it is.
-    if isinstance(target, RunDirectory):
-        target = str(target.path)
-    where = resolve_join(target) if isinstance(target, str) else target
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
         cache_dir=CACHE.expanduser(),
         network=NetworkConfig(host=host, client_mode=behind_nat or blocks is None),
         num_threads=threads,
     )
-    peer = Peer.enter(where, config)
+    peer = enter(target, config)
     if blocks is not None:
         from swarm.loading import HostingConfig
 
@@ -77,3 +73,13 @@ def join(
             peer.close()
             raise
     return peer
+
+
+def enter(target: str | Join | RunDirectory, config: PeerConfig) -> Peer:
+    """As Peer.enter, for all that names a run. Raises as it does.
+
+    A directory is read again: since it was made, its first peer may have written where it is.
+    """
+    with ENTERING:  # so that of two threads the second finds the first
+        given = str(target.path) if isinstance(target, RunDirectory) else target
+        return Peer.enter(resolve_join(given) if isinstance(given, str) else given, config)

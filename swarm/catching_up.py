@@ -19,7 +19,7 @@ from peers.network import PeerId
 from peers.pool import Pool
 from peers.records import ProgressRecord
 from peers.unit_client import Fetching, fetch_newest
-from swarm.host import Host
+from swarm.holder import Holder
 from swarm.unit_book import check_state
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class CatchUp:
     """
 
     def __init__(
-        self, host: Host, pool: Pool, config: CatchUpConfig, clock: Callable[[], float] = time.monotonic
+        self, host: Holder, pool: Pool, config: CatchUpConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._host, self._pool, self._config, self._clock = host, pool, config, clock
         self.is_mixing = False

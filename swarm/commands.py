@@ -6,25 +6,36 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from blocks.spans import Span
 from peers.config import NetworkConfig
+from peers.errors import PeerError
 from peers.network import PeerId
 from peers.routing import RouteRules
-from swarm.join_string import format_join
+from swarm.errors import BadConfig, BadJoinString
+from swarm.join_string import Join, RunDirectory, format_join, known_of, own_state, target_run_id
 from swarm.options import (
     ExportOptions,
     GenerateOptions,
+    InviteOptions,
     JoinOptions,
     PeerOptions,
+    RevokeOptions,
     Screen,
+    ServeOptions,
     StatusOptions,
     TrainOptions,
 )
 from swarm.peer import Peer, PeerConfig
 from swarm.quick_start import import_hosting, settle
+from swarm.state import states_of
 from swarm.status import COLUMNS, title
+from swarm.trackers import tracked
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
 
 if TYPE_CHECKING:
@@ -33,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GATEWAY_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic")
 _STATUS_SECONDS = 2.0
 _CLIENT_START_SECONDS = 10.0  # two hosts that start together wait for each other; clients come later
 
@@ -73,9 +85,54 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
             ),
         )
         settle()
-        screen.say(f"peer {peer.id} holds blocks {span} of {peer.node.spec.name}; others join with:")
+        screen.say(f"peer {peer.id} holds blocks {span} of {peer.node.spec.name}; {_others_join(options, peer)}:")
         screen.result(format_join(peer.join))
         peer.watch(screen.now, seconds=_STATUS_SECONDS)
+
+
+def _others_join(options: JoinOptions, peer: Peer) -> str:
+    if peer.node.network.gate is None:
+        return "others join with"
+    where = options.target.path if isinstance(options.target, RunDirectory) else "RUN"
+    return f"it is private: the owner lets others in with `swarm invite {where} --for PEER_ID`. Who is in finds it by"
+
+
+def run_invite(options: InviteOptions, screen: Screen) -> None:
+    """One line that lets somebody into a private run."""
+    from swarm.inviting import invite, until_words
+
+    invitation = invite(options.directory, options.peer, options.role, days=options.days)
+    grant = invitation.grant
+    if grant.peer is None:
+        screen.say(
+            f"WHOEVER has this line can enter as {grant.role} until {until_words(grant)}: send it as you would a"
+            f" password. End it with: swarm revoke {options.directory} {grant.serial.hex()}"
+        )
+    else:
+        screen.say(
+            f"for peer {grant.peer} alone, as {grant.role}, until {until_words(grant)}. "
+            f"End it with: swarm revoke {options.directory} {grant.peer}"
+        )
+    screen.result(invitation.line)
+
+
+def run_revoke(options: RevokeOptions, screen: Screen) -> None:
+    """Put somebody on the owner's list, and give the list to the swarm."""
+    from swarm.inviting import revoke
+
+    number, words = revoke(options.target, options.who)
+    screen.say(f"{words}; the list of those revoked has number {number}")
+    screen.now("entering the swarm")
+    try:
+        with Peer.enter(options.target, _config(options, _client(options))) as peer:
+            spread = peer.spread_revocations()
+    except (BadJoinString, PeerError) as error:
+        logger.debug("the list was not brought to the swarm reason=%s", error)
+        spread = False
+    if spread:
+        screen.say("the swarm has it; its peers refuse them within seconds")
+    else:
+        screen.say("no peer took it now; it is in the run's directory, and peers that start from there bring it along")
 
 
 def run_train(options: TrainOptions, screen: Screen) -> None:
@@ -83,8 +140,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
     rules = RouteRules(
         avoid=frozenset(PeerId(peer) for peer in options.avoid),
         allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
+        keep_first=options.keep_first,
     )
-    is_dialled = options.blocks is not None and not options.behind_nat
+    own = Span(0, options.keep_first) if options.keep_first else options.blocks
+    is_dialled = own is not None and not options.behind_nat
     network = NetworkConfig(bootstrap=options.peers) if is_dialled else _client(options)
     screen.now("entering the swarm")
     config = replace(
@@ -93,10 +152,11 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         route_seconds=options.wait_seconds,
         wire=options.wire,
     )
-    with Peer.enter(options.target, config) as peer:
-        if options.blocks is not None:
-            screen.now(f"loading blocks {options.blocks}")
-            peer.hold(options.blocks, _hosting(options, options.device))
+    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
+        stack.enter_context(tracked(peer, options.track))
+        if own is not None:
+            screen.now(f"loading blocks {own}")
+            peer.hold(own, _hosting(options, options.device))
         screen.now("reading the data")
         data = peer.load(options.data)
         held_out = peer.load(options.eval_data) if options.eval_data else None
@@ -144,6 +204,42 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
         screen.stream("\n")
 
 
+def run_serve(options: ServeOptions, screen: Screen) -> None:
+    """Text over HTTP until stopped; says the address on stdout."""
+    try:
+        from swarm.gateway.serve import GatewayServer, gateway_config, listen, serve
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in GATEWAY_PACKAGES:
+            raise
+        raise BadConfig(f"{package} is not installed; run: pip install 'swarmtune[gateway]'") from error
+
+    config = gateway_config(options)
+    listening = listen(options.host, options.port)
+    screen.now("entering the swarm")
+
+    def enter(target: Join | RunDirectory) -> Peer:
+        state = options.state
+        if state is not None and options.others:
+            state = state / known_of(target).run
+        client = replace(
+            _config(options, _client(options), model=options.model),
+            route_seconds=options.wait_seconds,
+            wire=options.wire,
+            state=state,
+        )
+        return Peer.enter(target, client)
+
+    def ready(server: GatewayServer) -> None:
+        host, port = listening.getsockname()[:2]
+        if config.keys is None and not ip_address(host).is_loopback:
+            screen.say("no --api-keys: whoever reaches this address may use it")
+        screen.say(f"models: {', '.join(server.gateway.catalog)}; a page, and the API under /v1, on:")
+        screen.result(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    serve([partial(enter, target) for target in (options.target, *options.others)], config, listening, ready)
+
+
 def run_status(options: StatusOptions, screen: Screen) -> None:
     """Who holds what, once or again and again."""
     network = _client(options)
@@ -166,6 +262,9 @@ def run_export(options: ExportOptions, screen: Screen) -> None:
     if options.left:
         _export_left(options, screen)
         return
+    if options.best:
+        _export_best(options, screen)
+        return
     network = _client(options)
     screen.now("entering the swarm")
     with Peer.enter(options.target, _config(options, network, model=options.model)) as peer:
@@ -183,6 +282,18 @@ def _export_left(options: ExportOptions, screen: Screen) -> None:
     screen.now("reading what peers have left")
     left = LeftBehind(target=options.target, directories=options.left, cache_dir=options.cache_dir, model=options.model)
     screen.say(_exported_line(export_left(left, options.directory), options))
+
+
+def _export_best(options: ExportOptions, screen: Screen) -> None:
+    from swarm.best_adapter import export_best
+
+    run = target_run_id(options.target)
+    states = [options.state] if options.state else states_of(options.state_root, run)
+    if options.state is None and isinstance(options.target, RunDirectory):
+        states.append(own_state(options.target))
+    best = export_best(states, options.directory)
+    screen.say(f"held-out loss {best.loss:.4f}, the lowest of trainers on this machine")
+    screen.say(_exported_line(best.round, options))
 
 
 def _exported_line(number: int, options: ExportOptions) -> str:
@@ -256,4 +367,5 @@ def _config(
         num_threads=options.threads or None,
         model=model,
         nickname=nickname,
+        lan=options.lan,
     )

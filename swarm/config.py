@@ -194,6 +194,16 @@ class WireSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecuritySettings:
+    """Who may take part."""
+
+    private: bool = _setting(False, Rule(help="only peers that the run's owner has invited (`swarm invite`) take part"))
+
+    def __post_init__(self) -> None:
+        _check("security", self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """All that the peers of one run agree on; its owner signs it (run.py).
 
@@ -226,6 +236,7 @@ class RunSpec:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
     wire: WireSettings = field(default_factory=WireSettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
 
     def __post_init__(self) -> None:
         _check("", self)
@@ -239,7 +250,7 @@ class RunSpec:
             )
 
 
-Section = ModelSettings | AdapterSettings | TrainingSettings | RoundSettings | WireSettings
+Section = ModelSettings | AdapterSettings | TrainingSettings | RoundSettings | WireSettings | SecuritySettings
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSettings,
@@ -247,6 +258,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingSettings,
     "rounds": RoundSettings,
     "wire": WireSettings,
+    "security": SecuritySettings,
 }
 
 

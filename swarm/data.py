@@ -1,6 +1,6 @@
 """Training data as token ids: load files once, shuffle by seed and epoch, cut into microbatches, remember where.
 
-Start at `load_samples`. Reading files is in data_rows.py, tokens and loss masks in encoding.py.
+Start at `load_samples`. Reading is in data_rows.py and data_tables.py, tokens and loss masks in encoding.py.
 Legend: B rows of a microbatch, T tokens of its longest row.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.data_rows import Row, TextRow, read_rows
+from swarm.data_rows import Digest, Row, TextRow, read_rows
+from swarm.data_tables import HUB_PREFIX, read_dataset, read_hub
 from swarm.encoding import Encoded, Tokenizer, encode_row
 from swarm.errors import BadCheckpoint, BadData
 
@@ -150,19 +151,30 @@ class DataStream:
         return Batch(samples=tuple(chosen), after=self._position)
 
 
-def load_samples(paths: Sequence[Path], tokenizer: Tokenizer, sequence_length: int) -> SampleSet:
-    """Read, tokenize and cut all rows of `paths`; only token ids stay in memory.
+def load_samples(sources: Sequence[object], tokenizer: Tokenizer, sequence_length: int) -> SampleSet:
+    """Read, tokenize and cut all rows of `sources`; only token ids stay in memory.
+
+    A source is the path of a .jsonl, .parquet or .txt file, `hf:OWNER/NAME` with `:SPLIT` or without, or an object of
+    the package datasets.
 
     Raises:
-        BadData: no files, a bad file or row, or nothing to learn from in any of them.
+        BadData: no sources, a bad one or a bad row, or nothing to learn from in any of them.
     """
-    if not paths:
+    if not sources:
         raise BadData("no data files were given; use --data FILE")
     digest = hashlib.sha256(f"{sequence_length}".encode())
-    rows = (row for path in paths for row in read_rows(path, digest))
-    names = ", ".join(str(path) for path in paths[:3])
+    rows = (row for source in sources for row in _rows(source, digest))
+    names = ", ".join(str(each) if isinstance(each, (str, Path)) else type(each).__name__ for each in sources[:3])
     # The digest is complete only once all rows have been read.
     return _collect(rows, tokenizer, sequence_length, lambda: digest.hexdigest()[:32], names)
+
+
+def _rows(source: object, digest: Digest) -> Iterator[Row]:
+    if not isinstance(source, (str, Path)):
+        return read_dataset(source, digest)
+    if str(source).startswith(HUB_PREFIX):
+        return read_hub(str(source), digest)
+    return read_rows(Path(source), digest)
 
 
 def samples_from_text(texts: Iterable[str], tokenizer: Tokenizer, sequence_length: int) -> SampleSet:

@@ -54,15 +54,17 @@ class Digest(Protocol):
 
 
 def read_rows(path: Path, digest: Digest | None = None) -> Iterator[Row]:
-    """The rows of a `.jsonl` or `.txt` file, one at a time: memory holds a row, never the file.
+    """The rows of a `.jsonl`, `.txt` or `.parquet` file, one at a time: memory holds a few rows, never the file.
 
     Raises:
         BadData: missing, unreadable, empty, not UTF-8, another kind of file, or a row without the expected fields.
     """
-    readers = {".jsonl": _read_jsonl, ".txt": _read_txt}
+    from swarm.data_tables import read_parquet
+
+    readers = {".jsonl": _read_jsonl, ".txt": _read_txt, ".parquet": read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise BadData(f"{path} is neither .jsonl nor .txt; rename or convert it")
+        raise BadData(f"{path} is none of .jsonl, .parquet and .txt; rename or convert it")
     any_row = False
     for row in reader(path, digest or hashlib.sha256()):
         any_row = True
@@ -120,7 +122,16 @@ def _parse_row(where: str, line: str) -> Row:
         raise BadData(f"{where}: not JSON ({detail}); write one JSON object per line") from None
     except RecursionError:
         raise BadData(f"{where}: nested too deeply; write one flat JSON object per line") from None
-    if not isinstance(value, dict):
+    return row_of(where, value)
+
+
+def row_of(where: str, value: object) -> Row:
+    """A row as its fields say; `where` is for messages.
+
+    Raises:
+        BadData: fields are missing or of another kind.
+    """
+    if not isinstance(value, Mapping):
         raise BadData(f"{where}: not a JSON object; use {_EXPECTED}")
     if "messages" in value:
         return _chat(where, value["messages"])

@@ -17,6 +17,10 @@ class BadJoinString(SwarmError):
     """The join string is malformed, or belongs to another run."""
 
 
+class NotInvited(SwarmError):
+    """The run is private, and this machine has no invitation to it, or none that will do."""
+
+
 class BadData(SwarmError):
     """A training or evaluation file is empty, unreadable, or a row lacks the expected fields."""
 

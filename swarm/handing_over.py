@@ -15,7 +15,7 @@ from peers.network import PeerId
 from peers.pool import Pool
 from peers.records import DIGEST_BYTES, ProgressRecord
 from peers.unit_client import hand_over, offer_of, offer_units
-from swarm.host import Host
+from swarm.holder import Holder
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class HandingOver:
 
     def __init__(
         self,
-        host: Host,
+        host: Holder,
         pool: Pool,
         others: Callable[[], Sequence[ProgressRecord]],
         clock: Callable[[], float] = time.monotonic,

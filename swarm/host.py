@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 
-from averaging.unit_round import UnitInput, UnitRules
-from blocks.adapters import LoraSettings, add_version, drop_version, unit_shapes
+from averaging.unit_round import UnitInput
+from blocks.adapters import add_version, drop_version, parameters_by_unit, unit_shapes
 from blocks.cache import SessionCaches
 from blocks.compute import SpanCompute
 from blocks.ledger import Counted, Ledger
 from blocks.load import SpanModel, load_span
 from blocks.open_work import TrainingLimits
-from blocks.optimizer import OptimizerConfig
 from blocks.quantize import Quantization
 from blocks.self_check import check_gradients
 from blocks.snapshots import DIGEST_BYTES, Snapshot, SnapshotShelf
@@ -34,6 +33,7 @@ from blocks.unit_state import UnitState
 from blocks.worker import ComputeThread, Priority
 from peers.decode_service import PLAIN_LABEL
 from swarm.checkpoint import DIRECTORY, save_checkpoint
+from swarm.holder import RunRules
 from swarm.kept import DIRECTORY as KEPT_DIRECTORY
 from swarm.kept import KeptStore
 from swarm.left_states import gather
@@ -64,19 +64,6 @@ class HostConfig:
     resume: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRules:
-    """What the run prescribes to every host, in the terms of `blocks`; `shapes` are those of the whole adapter."""
-
-    run: str
-    layout: str
-    lora: LoraSettings
-    optimizer: OptimizerConfig
-    batch_size: int
-    units: UnitRules
-    shapes: Mapping[UnitId, Mapping[str, tuple[int, ...]]]
-
-
 class Host:
     """One span at work. Made by `load_host`; `run()` belongs in the node's task group."""
 
@@ -100,7 +87,7 @@ class Host:
         self.tokens_per_second = 0.0
         self.backward_tokens_per_second = 0.0
         self._compute, self._state = compute, state
-        self._book = UnitBook(compute.model, self.trainer.unit_steps, rules.units)
+        self._book = UnitBook(parameters_by_unit(compute.model), compute.settings, self.trainer.unit_steps, rules.units)
         self._next_label = 0
 
     @property
@@ -125,6 +112,14 @@ class Host:
     def counted(self) -> dict[UnitId, Counted]:
         """The work on each unit since its last round: what it weighs in the next."""
         return {unit: self.trainer.ledger.tallies[parse_unit(unit)[1]].since_round for unit in self.units}
+
+    def total_samples(self) -> int:
+        """See Holder."""
+        return max(tally.total_samples for tally in self.trainer.ledger.tallies.values())
+
+    def note_swarm_samples(self, samples_by_block: Mapping[int, int]) -> None:
+        """See Holder: the clock of the schedule."""
+        self.trainer.note_swarm_samples(samples_by_block)
 
     async def begin(self) -> None:
         """Start from the run's seed, or from what this peer and others have left on disk; measure the device.
@@ -234,7 +229,7 @@ class Host:
             self._book.take(left.units)
             logger.info("resumed round=%d units=%d", number, len(left.units))
         self._publish(number)
-        self._measure()
+        self.tokens_per_second, self.backward_tokens_per_second = _measured(self._compute, self.config)
 
     def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
         self._book.take(states)
@@ -256,26 +251,27 @@ class Host:
         digests |= {parse_unit(unit)[1]: state.digest[:DIGEST_BYTES] for unit, state in self.units.items()}
         self.drop_versions(self.shelf.add(Snapshot(label=label, round=number, digests=digests)))
 
-    def _measure(self) -> None:
-        """Tokens per second through the span, forward and backward: the median of three short passes.
 
-        A few blocks stand for all of them, as every second here is one later in the swarm.
-        """
-        size = self.model.source.hidden_size
-        some = Span(self.span.start, min(self.span.end, self.span.start + _PROBE_BLOCKS))
-        hidden = torch.zeros(1, _PROBE_TOKENS, size, dtype=self.config.dtype, device=self.config.device)
-        forward, backward = [], []
-        for _ in range(3):
-            began = time.perf_counter()
-            _, stash = self._compute.forward_train(hidden, span=some, mask_BT=None, seed=0, keep_graph=True)
-            middle = time.perf_counter()
-            self._compute.backward(stash, hidden)
-            forward.append(middle - began)
-            backward.append(time.perf_counter() - middle)
-        share = len(some) / len(self.span)
-        self.tokens_per_second = share * _PROBE_TOKENS / sorted(forward)[1]
-        self.backward_tokens_per_second = share * _PROBE_TOKENS / sorted(backward)[1]
-        logger.info("device measured tokens_per_second=%.0f", self.tokens_per_second)
+def _measured(compute: SpanCompute, config: HostConfig) -> tuple[float, float]:
+    """Tokens per second through the span, forward and backward: the median of three short passes.
+
+    A few blocks stand for all of them, as every second here is one later in the swarm.
+    """
+    span, size = compute.model.span, compute.model.source.hidden_size
+    some = Span(span.start, min(span.end, span.start + _PROBE_BLOCKS))
+    hidden = torch.zeros(1, _PROBE_TOKENS, size, dtype=config.dtype, device=config.device)
+    forward, backward = [], []
+    for _ in range(3):
+        began = time.perf_counter()
+        _, stash = compute.forward_train(hidden, span=some, mask_BT=None, seed=0, keep_graph=True)
+        middle = time.perf_counter()
+        compute.backward(stash, hidden)
+        forward.append(middle - began)
+        backward.append(time.perf_counter() - middle)
+    share = len(some) / len(span)
+    speeds = share * _PROBE_TOKENS / sorted(forward)[1], share * _PROBE_TOKENS / sorted(backward)[1]
+    logger.info("device measured tokens_per_second=%.0f", speeds[0])
+    return speeds
 
 
 async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, state: Path) -> Host:

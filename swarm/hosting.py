@@ -22,6 +22,7 @@ from swarm.announcing import Announcer
 from swarm.company import Surroundings
 from swarm.errors import BadCheckpoint
 from swarm.handing_over import HandingOver
+from swarm.holder import Holder
 from swarm.host import Host
 from swarm.loading import HostingConfig, Load, load
 from swarm.pause_file import PauseFile
@@ -50,6 +51,11 @@ class Hosting:
         self.handing, self.pauser = handing, pauser
         self._exchange = exchange
 
+    @property
+    def holder(self) -> Host:
+        """What is held."""
+        return self.host
+
     async def leave(self, why: str = "leaving") -> None:
         """Say that this peer goes, then finish what is in flight. Everything must be running still."""
         await self.pauser.withdrawal.leave(why)
@@ -58,22 +64,29 @@ class Hosting:
         """Keep what was learnt, here and with keepers; end the compute thread."""
         self.pauser.close()
         try:
-            await _in_time(self._fold(), _FOLD_SECONDS, "what was trained since the last round was not saved")
-            try:
-                await self.host.checkpoint()
-            except BadCheckpoint as error:
-                logger.error("%s", error)
-            await _in_time(self.handing.tend(), _HAND_OVER_SECONDS, "not all units were handed to keepers")
+            await save_all(self.host, self.keeper, self.handing)
         finally:
             await self._exchange.stop()
             await asyncio.to_thread(self.host.close)
 
-    async def _fold(self) -> None:
-        """Units of which this is the last live holder: what was trained since their round would go with it."""
-        await self.keeper.company.check(self.host.span)
-        folded = await self.host.fold(self.handing.sole_units())
+
+async def save_all(host: Holder, keeper: RoundKeeper, handing: HandingOver) -> None:
+    """Before a holder ends: its state to disk and to keepers. Of units of which it is the last live holder, with what
+    was trained since their round, which would go with it.
+    """
+
+    async def fold() -> None:
+        await keeper.company.check(host.span)
+        folded = await host.fold(handing.sole_units())
         if folded:
             logger.info("saved what was trained since the last round units=%d", len(folded))
+
+    await _in_time(fold(), _FOLD_SECONDS, "what was trained since the last round was not saved")
+    try:
+        await host.checkpoint()
+    except BadCheckpoint as error:
+        logger.error("%s", error)
+    await _in_time(handing.tend(), _HAND_OVER_SECONDS, "not all units were handed to keepers")
 
 
 async def start_hosting(
@@ -94,10 +107,10 @@ async def start_hosting(
         exchange = HivemindExchange(network, network.identity, node.config.run, averaging, limit)
         await exchange.start()
         undo.push_async_callback(exchange.stop)
-        keeper = _round_keeper(node, host, exchange)
+        keeper = round_keeper(node, host, exchange)
         await keeper.catch_up(is_start=True)
         logger.info("caught up round=%d", host.round)
-        handing = await _serve_units(node, host, keeper)
+        handing = await serve_units(node, host, keeper)
         train, decode, sessions = await _serve(node, host, chosen.source)
         parts = HostParts(
             me=network.peer_id,
@@ -125,7 +138,8 @@ async def start_hosting(
     return Hosting(parts, announcer, handing, exchange, pauser), tasks
 
 
-def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKeeper:
+def round_keeper(node: Node, host: Holder, exchange: HivemindExchange) -> RoundKeeper:
+    """Who keeps a holder in step with its run."""
     averaging, network = averaging_config(node.spec), node.network
     return RoundKeeper(
         host,
@@ -144,11 +158,12 @@ def _round_keeper(node: Node, host: Host, exchange: HivemindExchange) -> RoundKe
                 megabits_per_second=node.traffic.limit.megabits_per_second, client_mode=network.config.client_mode
             ),
             checkpoint_rounds=node.spec.rounds.checkpoint_rounds,
+            note=node.metrics.note,
         ),
     )
 
 
-async def _serve_units(node: Node, host: Host, keeper: RoundKeeper) -> HandingOver:
+async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> HandingOver:
     """Answer those who fetch units or give them to keep; returns the other side of the latter."""
     company = keeper.company
     safe = Safekeeping(

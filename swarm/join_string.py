@@ -1,4 +1,7 @@
-"""Join strings: one line that names a run and a few peers to start from. Also what JOIN may be instead of one."""
+"""Join strings and invitations: one line that names a run and a few peers to start from, and may let its reader in.
+
+Also what JOIN may be instead of one.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from pathlib import Path
 import msgpack
 
 from swarm.config_file import CONFIG_NAME, load_config
+from swarm.credential import Credential, credential_from
 from swarm.errors import BadJoinString
 from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
 from swarm.state import OWN_STATE
 
 JOIN_NAME = "join.txt"
 MAX_BOOTSTRAP = 8
-_PREFIX = "swarm1:"
+_PREFIX, _INVITE_PREFIX = "swarm1:", "swarminvite1:"
 _CHECKSUM_BYTES = 4
 _MAX_CHARACTERS = 8192
 _ADDRESS = re.compile(
@@ -31,6 +35,8 @@ _ADDRESS = re.compile(
 class Join:
     """What a newcomer needs: the run, its name for people, and multiaddrs (`/ip4/…/tcp/…/p2p/…`) of 1 to 8 peers.
 
+    An invitation to a private run has a `credential`, too.
+
     Raises:
         BadJoinString: a field cannot be right.
     """
@@ -38,6 +44,7 @@ class Join:
     run_id: RunId
     run_name: str
     peers: tuple[str, ...]
+    credential: Credential | None = None
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"[0-9a-f]{32}", self.run_id) is None:
@@ -90,23 +97,37 @@ def format_join(join: Join) -> str:
     return _PREFIX + text
 
 
+def format_invitation(join: Join) -> str:
+    """The same for a join with a credential: `swarminvite1:…`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if join.credential is None:
+        raise ValueError("this join string has no credential")
+    payload = bytes(msgpack.packb([list(join.peers), join.credential.pack()]))
+    return _INVITE_PREFIX + base64.urlsafe_b64encode(payload + _checksum(payload)).decode().rstrip("=")
+
+
 def parse_join(text: str) -> Join:
-    """Read a join string as a person pasted it: spaces and line breaks in it do not matter.
+    """Read a join string or an invitation as a person pasted it: spaces and line breaks in it do not matter.
 
     Raises:
         BadJoinString: truncated, mistyped, of another version, or no join string at all.
+        NotInvited: an invitation that its run's owner has not signed.
     """
     packed = "".join(text[: 2 * _MAX_CHARACTERS].split()).strip("'\"`")
-    version = re.match(r"swarm(\d{1,9}):", packed)
+    version = re.match(r"swarm(?:invite)?(\d{1,9}):", packed)
     if version is None:
         raise BadJoinString(f"'{packed[:40]}' is not a join string; it starts with {_PREFIX} (`swarm join` prints it)")
-    if version[0] != _PREFIX:
+    if version[0] not in (_PREFIX, _INVITE_PREFIX):
         raise BadJoinString(
             f"this join string has version {version[1]}, this swarmtune reads version 1; update swarmtune"
         )
     if len(packed) > _MAX_CHARACTERS:
         raise BadJoinString("the join string is far too long; copy it again")
-    return _parse_payload(_payload(packed[len(_PREFIX) :]))
+    payload = _payload(packed[len(version[0]) :])
+    return _parse_invitation(payload) if version[0] == _INVITE_PREFIX else _parse_payload(payload)
 
 
 def resolve_join(text: str) -> Join | RunDirectory:
@@ -115,7 +136,7 @@ def resolve_join(text: str) -> Join | RunDirectory:
     Raises:
         BadJoinString: none of these.
     """
-    if re.match(r"\s*['\"`]?swarm\d{1,9}\s*:", text):
+    if re.match(r"\s*['\"`]?swarm(invite)?\d{1,9}\s*:", text):
         return parse_join(text)
     path = Path(text)
     try:
@@ -239,3 +260,17 @@ def _parse_payload(payload: bytes) -> Join:
             if len(peers) == len(entries):
                 return Join(run_id=RunId(run_id), run_name=name, peers=peers)
     raise BadJoinString("the join string is malformed; ask for a new one")
+
+
+def _parse_invitation(payload: bytes) -> Join:
+    try:
+        parts: object = msgpack.unpackb(payload)
+    except (ValueError, RecursionError, msgpack.UnpackException):
+        raise BadJoinString("the invitation is malformed; ask for a new one") from None
+    match parts:
+        case [[*entries], packed]:
+            peers = tuple(one for one in entries if isinstance(one, str))
+            if len(peers) == len(entries):
+                credential = credential_from(packed)
+                return Join(run_id=credential.run, run_name=credential.name, peers=peers, credential=credential)
+    raise BadJoinString("the invitation is malformed; ask for a new one")

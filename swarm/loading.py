@@ -18,7 +18,8 @@ from blocks.source import ModelSource
 from blocks.spans import Span
 from peers.placement import pick_span
 from swarm.devices import pick_device, pick_dtype
-from swarm.host import Host, HostConfig, RunRules, load_host
+from swarm.holder import RunRules
+from swarm.host import Host, HostConfig, load_host
 from swarm.hours import Hours
 from swarm.memory import Allowance, Room, affordable, free_bytes
 from swarm.run_model import check_weights, find_run_model
@@ -125,14 +126,15 @@ async def load(node: Node, chosen: Load, config: HostingConfig) -> Host:
             keep_bytes=config.keep_bytes,
             resume=config.resume,
         ),
-        await _run_rules(node, source, config.lora_rank),
+        await run_rules(node, source, config.lora_rank),
         node.config.state,
     )
     logger.info("loaded blocks=%s dtype=%s quantize=%s device=%s", span, chosen.dtype, config.quantize, chosen.device)
     return host
 
 
-async def _run_rules(node: Node, source: ModelSource, own_rank: int) -> RunRules:
+async def run_rules(node: Node, source: ModelSource, own_rank: int = 0) -> RunRules:
+    """What the run prescribes to every holder; a host may train a smaller rank of its own (0: the run's)."""
     spec = node.spec
     lora = lora_settings(spec, own_rank=own_rank)
     shapes = await asyncio.to_thread(all_unit_shapes, lora, source)

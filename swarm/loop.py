@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -18,6 +18,7 @@ class LoopThread:
 
     def __init__(self, name: str = "network") -> None:
         self.loop = uvloop.new_event_loop()
+        self.loop.set_exception_handler(_tell)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -55,3 +56,13 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a loop wants to say, except of the waiting tasks that each search of hivemind's DHT leaves behind: they
+    wait for an event of their own, and are garbage with it.
+    """
+    task = context.get("task")
+    waits = isinstance(task, asyncio.Task) and getattr(task.get_coro(), "__qualname__", "") == "Event.wait"
+    if not (waits and context.get("message") == "Task was destroyed but it is pending!"):
+        loop.default_exception_handler(context)

@@ -6,17 +6,20 @@ Calls come from the caller's thread; the chain lives on the node's loop.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from blocks.client import ClientModel, RemoteCall
 from blocks.errors import BadSession
+from blocks.sampling import Chooser
 from blocks.spans import Span
 from blocks.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
 from peers.decode_chain import DecodeSession
@@ -24,6 +27,8 @@ from peers.decode_legs import SessionConfig
 from peers.history import StepInput
 from peers.pool import Pool
 from peers.router import Router
+from peers.routing import Hop
+from swarm.interrupt import Interrupt
 
 _EXPECTED_TOKENS = 256  # of an answer: most end before, and those that go on grow where there is room
 
@@ -37,10 +42,14 @@ class RemoteBlocks:
         self._pool, self._router, self._whole, self._config, self._loop = pool, router, whole, config, loop
         self._session: DecodeSession | None = None
         self._length = 0
+        self._interrupt = Interrupt()
 
-    def prepare(self, *, length: int, max_new_tokens: int, plain: bool) -> None:
-        """The next text's prompt and longest answer, and whether it goes without the adapter; ends the one before."""
+    def prepare(self, *, length: int, max_new_tokens: int, plain: bool, interrupt: Interrupt | None = None) -> None:
+        """The next text's prompt and longest answer, and whether it goes without the adapter; ends the one before.
+        Through `interrupt` another thread may end this text.
+        """
         self.close()
+        self._interrupt = interrupt or Interrupt()
         self._config = replace(
             self._config,
             max_length=length + max_new_tokens,
@@ -53,6 +62,7 @@ class RemoteBlocks:
 
         Raises:
             NoRoute, Refused: see DecodeSession.step.
+            Interrupted: another thread ended this text.
             BadSession: the call needs no cache, which the hosts only serve to trainers.
         """
         if not call.cached:
@@ -70,12 +80,17 @@ class RemoteBlocks:
             rows=call.rows,
         )
         self._length = call.start + call.hidden_BTD.shape[1]
-        return asyncio.run_coroutine_threadsafe(self._session.step(step), self._loop).result()
+        return self._interrupt.wait(self._session.step(step), self._loop)
 
     @property
     def rounds(self) -> frozenset[int]:
         """The rounds whose adapter serves the present text."""
         return frozenset() if self._session is None else self._session.rounds
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """The hosts that serve the present text now."""
+        return () if self._session is None else self._session.hops
 
     @property
     def replaced(self) -> int:
@@ -99,7 +114,7 @@ def _is_plain(call: RemoteCall) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` makes a sampled text repeatable."""
+    """How tokens are chosen. `temperature` 0 is greedy; `seed` makes a sampled text repeatable, except with beams."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -108,16 +123,28 @@ class Sampling:
     num_beams: int = 1
 
     def options(self) -> dict[str, object]:
-        """As transformers' generate takes them."""
+        """As transformers' generate takes them; for one call of it."""
+        common: dict[str, object] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         if self.temperature <= 0:
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "num_beams": self.num_beams}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "num_beams": self.num_beams,
-        }
+            return common | {"do_sample": False}
+        if self.num_beams > 1:  # beams compare whole texts, which needs every token's score
+            return common | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return common | {"do_sample": False, "logits_processor": LogitsProcessorList([self.chooser()])}
+
+    def chooser(self, *, top_logprobs: int | None = None) -> Chooser:
+        """Who chooses the tokens of one text; without a seed, of a text unlike any other."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return Chooser(temperature=self.temperature, top_p=self.top_p, seed=seed, top_logprobs=top_logprobs)
+
+
+class Watcher(Protocol):
+    """Somebody who chooses a text's tokens, sees each as it comes, and may end the text."""
+
+    chooser: Chooser
+    interrupt: Interrupt
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+        """A stopping criterion of transformers: called after each step with prompt and text [1, T]; True ends it."""
 
 
 class SwarmModel:
@@ -181,6 +208,35 @@ class SwarmModel:
         size = self.client.token_count
         return Speculation(draft=load_draft(draft, self.tokenizer, vocab_size=size, cache_dir=cache_dir))
 
+    def continue_ids(
+        self, ids: Sequence[int], max_new_tokens: int, watcher: Watcher, *, adapter: bool, speculation: Speculation
+    ) -> None:
+        """Continue one text of token ids; all that comes of it, `watcher` has seen.
+
+        Raises:
+            NoRoute: some blocks have no live holder.
+            Interrupted: the watcher's interrupt was set from another thread.
+        """
+        input_ids = torch.tensor([list(ids)])
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        guesses = speculation.options(texts=1, num_beams=1)
+        self.blocks.prepare(
+            length=len(ids), max_new_tokens=max_new_tokens, plain=not adapter, interrupt=watcher.interrupt
+        )
+        try:
+            self.client.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                pad_token_id=pad,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                logits_processor=LogitsProcessorList([watcher.chooser]),
+                stopping_criteria=StoppingCriteriaList([watcher]),
+                **guesses,
+            )
+        finally:
+            self.blocks.close()
+
     def close(self) -> None:
         """Free the hosts' caches."""
         self.blocks.close()
@@ -196,8 +252,6 @@ class SwarmModel:
         texts, length = batch["input_ids"].shape
         guesses = speculation.options(texts=texts, num_beams=sampling.num_beams)
         self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, plain=not adapter)
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
         try:
             output = self.client.generate(
                 **batch, streamer=streamer, pad_token_id=self.tokenizer.pad_token_id, **sampling.options(), **guesses

@@ -22,28 +22,36 @@ from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
+from peers.membership import Role
 from peers.messages import StreamKind
 from peers.own_router import OwnRouter
 from peers.pool import Pool
+from peers.role_guard import RoleGuard
 from peers.router import LiveRouter, Router, RouterConfig
 from peers.routing import EVERYBODY, RouteRules
 from peers.send_limit import SendLimit
 from peers.traffic import Traffic
 from swarm.config import RunSpec
-from swarm.errors import BadConfig, BadJoinString
-from swarm.reaching import Reaching
+from swarm.entry import PrivateRun
+from swarm.errors import BadConfig, BadJoinString, NotInvited
+from swarm.metrics import MetricsLog, Value
+from swarm.reaching import start_reaching
+from swarm.revoking import RevocationWatch
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
     from swarm.holding import Holding
     from swarm.hosting import Hosting
+    from swarm.lan import LanPresence
     from swarm.loading import HostingConfig
+    from swarm.taking_part import OwnModel, TakingPart
 
 logger = logging.getLogger(__name__)
 
 BOOK_NAME = "peers.json"  # in the state directory: who was there, for the next start
 RUN_LIFE_SECONDS = 600.0
 _BOOK_SECONDS = 60.0
+_METRICS_SECONDS = 10.0
 _FIND_RUN_SECONDS = 10.0
 _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is further off
 
@@ -52,7 +60,8 @@ _MAX_SKEW_SECONDS = 3.0  # hivemind's DHT drops records of a peer whose clock is
 class NodeConfig:
     """Where one peer lives and whom it asks. `run_blob` is the owner's signed run; others find it in the swarm.
 
-    `max_send` bounds what it sends, in bytes per second.
+    `max_send` bounds what it sends, in bytes per second. `lan` is the group under which others on its network find it.
+    `private` is how this peer gets into a private run.
     """
 
     run: RunId
@@ -62,14 +71,17 @@ class NodeConfig:
     rules: RouteRules = field(default=EVERYBODY)
     route_seconds: float = 300.0
     max_send: float = math.inf
+    lan: str | None = None
+    private: PrivateRun | None = None
 
 
 class Node:
     """A peer of one run. `start`, use, `stop`; a failure of a background task shows in `wait`."""
 
-    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, run_blob: bytes) -> None:
+    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
+        self.metrics = MetricsLog(config.state)
         self.directory: Directory = network.directory
         self.hello = hello_maker(config.run, software_name())
         self.pool = Pool(network, self.hello, self.traffic, {})
@@ -79,8 +91,10 @@ class Node:
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
         )
+        self.taking_part: TakingPart | None = None
+        self.revocations: RevocationWatch | None = None  # of a private run
         self._holding: Holding | None = None
-        self._run_blob = run_blob
+        self._presence: LanPresence | None = None
         self._servers: dict[str, CallServer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -91,26 +105,40 @@ class Node:
         Raises:
             NetworkFailed, BadIdentity: the node cannot start; the message says what to do.
             BadJoinString: the peers that answered do not know this run.
+            NotInvited: it is private.
         """
         network = await HivemindNetwork.start(
             config.network,
             run=config.run,
             identity_path=config.state / "identity",
             address_book=config.state / BOOK_NAME,
+            members=None if config.private is None else config.private.members,
         )
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
-            node = cls(config, network, open_run(blob, config.run), blob)
+            node = cls(config, network, open_run(blob, config.run))
+            if node.spec.security.private and config.private is None:
+                raise NotInvited(
+                    f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
+                    " invitation that comes back"
+                )
             _keep_run(config.state, blob)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
+            if config.lan is not None and not config.network.client_mode:
+                node._presence = await _show_up(network, config, node.spec.name)
         except BaseException:
             await network.stop()
             raise
         logger.info("entered the swarm peer=%s", network.peer_id)
         node.spawn(node._watch_daemon(), "p2pd")
         node.spawn(node.router.run(), "router")
-        node.spawn(node._keep_known(), "address book and run record")
+        node.spawn(_keep_known(node, blob), "address book and run record")
+        node.spawn(_measure(node), "metrics")
+        if network.gate is not None and config.private is not None:
+            owner, lists = config.private.members.owner, config.private.lists
+            node.revocations = RevocationWatch(network.directory, network.gate, owner, config.run, lists)
+            node.spawn(node.revocations.run(), "those revoked")
         return node
 
     @property
@@ -138,15 +166,22 @@ class Node:
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
-        behind_nat = self.network.config.client_mode
-        if behind_nat and config.span is None:
-            raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
-        if behind_nat and config.span is not None:
-            reaching = Reaching(self.network, lambda: self.router.found, config.span)
-            await reaching.look()
+        if self.network.config.client_mode:
+            reaching = await start_reaching(self.network, lambda: self.router.found, config.span)
             self.spawn(reaching.run(), "connections")
         self._holding = Holding(self, config)
         return await self._holding.begin()
+
+    async def take_part(self, own: OwnModel) -> TakingPart:
+        """Hold all units as the trained tensors of a model that a loop of its own trains, and average them.
+
+        Raises:
+            BlockError, SwarmError, NetworkFailed: see start_taking_part.
+        """
+        from swarm.taking_part import start_taking_part
+
+        self.taking_part = await start_taking_part(self, own)
+        return self.taking_part
 
     @property
     def hosting(self) -> Hosting | None:
@@ -156,6 +191,8 @@ class Node:
     async def serve(self, kind: str, handler: Handler) -> None:
         """Answer streams of a kind, from other peers and from this one."""
         self.pool.add_local(kind, handler)
+        if self.network.gate is not None:
+            handler = RoleGuard(handler, self.network.gate)
         if kind in self._servers:  # p2pd takes one handler of a kind for good, so another one is put behind it
             self._servers[kind].handler = handler
             return
@@ -177,6 +214,8 @@ class Node:
 
     def sealed_record(self) -> bytes:
         """This peer's own record as it was last announced; empty while it serves nothing, also while it loads."""
+        if self.taking_part is not None:
+            return self.taking_part.sealed
         return b"" if self._holding is None or self.hosting is None else self._holding.announcer.sealed
 
     def line(self) -> str:
@@ -202,15 +241,26 @@ class Node:
         keep the others from it.
         """
         try:
-            if self.hosting is not None:
-                await self.hosting.leave()
+            for part in self.members():
+                await part.leave()
         finally:
             await self.end(self._tasks)
-            async with AsyncExitStack() as leaving:
-                leaving.push_async_callback(self.network.stop)
-                leaving.push_async_callback(self.pool.close)
-                if self.hosting is not None:
-                    await self.hosting.stop()
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(self.network.stop)
+                stack.push_async_callback(self.pool.close)
+                if self._presence is not None:
+                    stack.push_async_callback(asyncio.to_thread, self._presence.close)
+                for part in self.members():
+                    await part.stop()
+
+    def failure(self) -> BaseException | None:
+        """What ended a background task, if one has ended by itself."""
+        ended = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return next((task.exception() for task in ended), None)
+
+    def members(self) -> list[Hosting | TakingPart]:
+        """What of this node comes to rounds."""
+        return [part for part in (self.hosting, self.taking_part) if part is not None]
 
     async def _watch_daemon(self) -> None:
         """A node without its p2pd reaches nobody: say so instead of waiting for answers.
@@ -223,16 +273,39 @@ class Node:
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
 
-    async def _keep_known(self) -> None:
-        """Store the run again before it expires, and remember who was there for the next start."""
-        while True:
-            await self.directory.store_run(self.config.run, self._run_blob, self.network.dht_time() + RUN_LIFE_SECONDS)
-            found = [address for record in self.router.records for address in record.addresses[:2]]
-            try:
-                await self.network.remember(found)
-            except NetworkFailed as error:
-                logger.warning("%s", error)
-            await asyncio.sleep(_BOOK_SECONDS)
+
+async def _keep_known(node: Node, run_blob: bytes) -> None:
+    """Store the run again before it expires, and remember who was there for the next start."""
+    while True:
+        gate = node.network.gate
+        if gate is None or gate.own.role.covers(Role.TRAINER):  # clients of a private run may not store
+            expires_at = node.network.dht_time() + RUN_LIFE_SECONDS
+            await node.directory.store_run(node.config.run, run_blob, expires_at)
+        found = [address for record in node.router.records for address in record.addresses[:2]]
+        try:
+            await node.network.remember(found)
+        except NetworkFailed as error:
+            logger.warning("%s", error)
+        await asyncio.sleep(_BOOK_SECONDS)
+
+
+async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
+    from swarm.lan import show_up
+
+    assert config.lan is not None
+    return await show_up(network, config.lan, config.run, run_name)
+
+
+async def _measure(node: Node) -> None:
+    """Write how a peer stands, again and again."""
+    while True:
+        await asyncio.sleep(_METRICS_SECONDS)
+        total = node.traffic.total
+        numbers: dict[str, Value] = {"hosts": len(node.router.records), "sent": total.sent, "received": total.received}
+        for holder in [part.holder for part in node.members()]:
+            samples = max((counted.samples for counted in holder.counted().values()), default=0)
+            numbers |= {"round": holder.round, "samples": samples, "total_samples": holder.total_samples()}
+        await asyncio.to_thread(node.metrics.note, "peer", numbers)
 
 
 def software_name() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
+from peers.membership import Role
 from peers.wire_format import WireFormat
 from swarm.hours import Hours
 from swarm.join_string import Join, RunDirectory
@@ -44,7 +45,8 @@ class PeerOptions:
     """What every command that enters a swarm needs.
 
     `state` is a directory chosen by hand; otherwise the first free one under `state_root` (swarm.state.claim_state).
-    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice.
+    `peers` are multiaddrs tried before those of `target`. `threads` is for torch; 0 leaves torch's own choice. `lan` is
+    the group under which this peer looks for others on its network by mDNS, and is found.
     """
 
     target: Join | RunDirectory
@@ -53,6 +55,7 @@ class PeerOptions:
     state: Path | None = None
     peers: tuple[str, ...] = ()
     threads: int = 0
+    lan: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +94,15 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. Others use these blocks too, unless it is `behind_nat` and
-    they cannot. `wire` is how activations travel; None: as the run says.
+    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
+    work for them. Others use its blocks too, unless it is `behind_nat` and they cannot. `wire` is how activations
+    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
     behind_nat: bool = False
+    keep_first: int = 0
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
@@ -107,6 +112,7 @@ class TrainOptions(PeerOptions):
     model: str | None = None
     wait_seconds: float = 300.0
     wire: WireFormat | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +139,29 @@ class GenerateOptions(PeerOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(PeerOptions):
+    """`swarm serve`: text from `target` and `others` over HTTP, on `host` and `port` (0: any free one).
+
+    `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
+    0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
+    some block has no live holder.
+    """
+
+    others: tuple[Join | RunDirectory, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    requests_per_minute: int = 0
+    texts: int = 64
+    queue: int = 128
+    max_tokens: int = 4096
+    lookup: bool = True
+    model: str | None = None
+    wait_seconds: float = 20.0
+    wire: WireFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOptions(PeerOptions):
     """`swarm status`: who holds what. `watch_seconds` 0 shows it once."""
 
@@ -144,12 +173,31 @@ class StatusOptions(PeerOptions):
 class ExportOptions(PeerOptions):
     """`swarm export`: the newest complete adapter as a peft directory at `directory`, which must be new or empty.
 
-    It is what the swarm holds, or, without entering it, what peers left in the directories `left`.
+    It is what the swarm holds, or, without entering it, what peers left in the directories `left`, or the best that
+    trainers on this machine have evaluated.
     """
 
     directory: Path
     model: str | None = None
     left: tuple[Path, ...] = ()
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteOptions:
+    """`swarm invite`: let `peer` into the private run in `directory`, or, where it is None, whoever has the line."""
+
+    directory: Path
+    peer: str | None
+    role: Role
+    days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeOptions(PeerOptions):
+    """`swarm revoke`: `who` is a peer id, or the serial of an invitation."""
+
+    who: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,18 +8,20 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blocks.spans import Span
 from peers.address_book import save_addresses
 from peers.config import NetworkConfig
+from peers.membership import Role
 from peers.network import PeerId
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
+from swarm.entry import Search, find_entry
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENTERING = threading.RLock()
+"""One peer of this process after the other: uvloop cannot start processes for two loops at once."""
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerConfig:
@@ -47,7 +53,8 @@ class PeerConfig:
 
     `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second.
+    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
+    under which others on its network find it.
     """
 
     state_root: Path
@@ -62,6 +69,7 @@ class PeerConfig:
     call_seconds: float = 120.0
     wire: WireFormat | None = None
     max_send: float = math.inf
+    lan: str | None = None
 
 
 class Peer:
@@ -69,9 +77,11 @@ class Peer:
 
     def __init__(self, loop: LoopThread, node: Node, state: StateDirectory, config: PeerConfig) -> None:
         self.node, self.config = node, config
-        self._loop, self._state = loop, state
+        self.loop = loop
+        self._state = state
         self._lock = threading.Lock()
-        self._ends: SharedClient | None = None
+        self.ends: SharedClient | None = None
+        """Embedding, norm and head, once there is a model. Peers whose runs have one base model may share it."""
         self._closed = False
 
     @classmethod
@@ -79,32 +89,10 @@ class Peer:
         """Enter the run named by a join string or a run directory.
 
         Raises:
-            SwarmError, PeerError: the run, the state directory or the network cannot be used; one line says why.
+            SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
-        known = known_of(target)
-        network = _with_bootstrap(config.network, known, target)
-        state = _claim(target, config, known.run)
-        loop = LoopThread()
-        try:
-            if known.peers and not network.bootstrap:
-                save_addresses(state.path / BOOK_NAME, known.peers)
-            node_config = NodeConfig(
-                run=known.run,
-                network=network,
-                state=state.path,
-                run_blob=known.blob,
-                rules=config.rules,
-                route_seconds=config.route_seconds,
-                max_send=config.max_send,
-            )
-            peer = cls(loop, loop.run(Node.start(node_config)), state, config)
-            if isinstance(target, RunDirectory) and not network.client_mode:
-                save_join(target.path, peer.join)
-        except BaseException:
-            loop.close()
-            state.close()
-            raise
-        return peer
+        with ENTERING:
+            return _enter(cls, target, config)
 
     @property
     def id(self) -> PeerId:
@@ -114,7 +102,7 @@ class Peer:
     @property
     def join(self) -> Join:
         """What others need to enter this run through this peer, or through whom this peer entered."""
-        own = self._loop.run(self.node.network.addresses())
+        own = self.loop.run(self.node.network.addresses())
         known = tuple(dict.fromkeys([*own, *self.node.config.network.bootstrap]))[:MAX_BOOTSTRAP]
         return Join(run_id=self.node.config.run, run_name=self.node.spec.name, peers=known)
 
@@ -129,54 +117,58 @@ class Peer:
         Raises:
             BlockError, SwarmError: the model or the span does not fit.
         """
-        hosting = self._loop.run(self.node.host(replace(config, span=span)))
+        hosting = self.loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
-    def load(self, paths: Sequence[str | Path]) -> SampleSet:
-        """Read .jsonl and .txt files as samples of the run's sequence length; only token ids stay in memory.
+    def load(self, data: object) -> SampleSet:
+        """Read data as samples of the run's sequence length: one source of data.load_samples, a list of some, or rows.
 
         Raises:
-            BadData: a file or a row cannot be used; the message names it.
+            BadData: a source or a row cannot be used; the message names it.
         """
         from swarm.data import load_samples
 
-        length = self.node.spec.training.sequence_length
-        return load_samples([Path(path) for path in paths], self.tokenizer(), length)
+        sources = [data]
+        if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
+            sources = list(data)
+        return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length)
 
     def train(
         self,
-        data: SampleSet | Sequence[str | Path],
+        data: object,
         *,
         steps: int = 0,
         held_out: SampleSet | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, samples or files of them: `steps` batches of the run's batch size (0: until the schedule ends).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
+            NotInvited: to this private run, but not as a trainer.
         """
+        from swarm.data import SampleSet
         from swarm.training import TrainingRequest, train
 
-        samples = self.load(data) if isinstance(data, Sequence) else data
+        samples = data if isinstance(data, SampleSet) else self.load(data)
         request = TrainingRequest(
             data=samples, steps=steps, held_out=held_out, on_progress=on_progress, last_round=last_round
         )
-        return self._loop.run(train(self.node, self.config, request))
+        return self.loop.run(train(self.node, self.config, request))
 
-    def model(self) -> SwarmModel:
+    def model(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> SwarmModel:
         """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
-        use each from one thread at a time.
+        use each from one thread at a time. `tokenizer` is one to use instead of loading another.
         """
         from swarm.training import build_model, client_ends
 
         with self._lock:
-            if self._ends is None:
-                self._ends = client_ends(self.node, self.config)
-        return build_model(self.node, self.config, self._ends, self._loop.loop)
+            if self.ends is None:
+                self.ends = client_ends(self.node, self.config)
+        return build_model(self.node, self.config, self.ends, self.loop.loop, tokenizer)
 
     def generate(
         self,
@@ -212,13 +204,13 @@ class Peer:
         """
         from swarm.exporting import export
 
-        return self._loop.run(export(self.node, self.config, Path(directory)))
+        return self.loop.run(export(self.node, self.config, Path(directory)))
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
         from swarm.training import wait_for_round
 
-        return self._loop.run(wait_for_round(self.node, number, seconds=seconds))
+        return self.loop.run(wait_for_round(self.node, number, seconds=seconds))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer."""
@@ -227,24 +219,32 @@ class Peer:
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 
+    def spread_revocations(self) -> bool:
+        """See now that the swarm has the newest list of those revoked; whether others took it."""
+        return self.node.revocations is None or self.loop.run(self.node.revocations.look())
+
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
-        return self._loop.run(look(self.node))
+        return self.loop.run(look(self.node))
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """The result of something that is asked of the node, on its loop; see the functions that take a Node."""
+        return self.loop.run(work)
 
     def watch(self, show: Callable[[str], None], *, seconds: float) -> None:
         """Say every `seconds` how this host stands, until interrupted; a failure of one of its tasks is raised."""
         while True:
             show(self.node.line())
-            self._loop.run(self.node.wait(seconds))
+            self.loop.run(self.node.wait(seconds))
 
     def close(self) -> None:
         """Leave the run: keep the state, end every process and thread of this peer. Safe to call twice."""
         if not self._closed:
             self._closed = True
             try:
-                self._loop.run(self.node.stop())
+                self.loop.run(self.node.stop())
             finally:
-                self._loop.close()
+                self.loop.close()
                 self._state.close()
 
     def __enter__(self) -> Peer:
@@ -254,6 +254,37 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _enter(cls: type[Peer], target: Join | RunDirectory, config: PeerConfig) -> Peer:
+    known = known_of(target)
+    network = _with_bootstrap(config.network, known, target)
+    search = Search(target=target, run=known.run, state_root=config.state_root, state=config.state)
+    entry = find_entry(search, Role.CLIENT if network.client_mode else Role.HOST)
+    state = _claim(target, config, known.run)
+    loop = LoopThread()
+    try:
+        if known.peers and not network.bootstrap:
+            save_addresses(state.path / BOOK_NAME, known.peers)
+        node_config = NodeConfig(
+            run=known.run,
+            network=network,
+            state=state.path,
+            run_blob=known.blob,
+            rules=config.rules,
+            route_seconds=config.route_seconds,
+            max_send=config.max_send,
+            lan=config.lan,
+            private=None if entry is None else entry.begin(state.path),
+        )
+        peer = cls(loop, loop.run(Node.start(node_config)), state, config)
+        if isinstance(target, RunDirectory) and not network.client_mode:
+            save_join(target.path, peer.join)
+    except BaseException:
+        loop.close()
+        state.close()
+        raise
+    return peer
 
 
 def _claim(target: Join | RunDirectory, config: PeerConfig, run: RunId) -> StateDirectory:

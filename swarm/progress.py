@@ -6,7 +6,7 @@ from averaging.rounds import Moment, PeerProgress
 from peers.keeping import Copy, told
 from peers.records import Keeping, ProgressRecord, Proposal
 from swarm.company import Surroundings
-from swarm.host import Host
+from swarm.holder import Holder
 
 LIFE_SECONDS = 60.0
 _BETWEEN_SECONDS = 1.0
@@ -15,7 +15,7 @@ _BETWEEN_SECONDS = 1.0
 class ProgressTeller:
     """Publishes one host's progress: on change, at most once a second, and before the last word expires."""
 
-    def __init__(self, host: Host, around: Surroundings) -> None:
+    def __init__(self, host: Holder, around: Surroundings) -> None:
         self.proposal: Proposal | None = None
         self.away = ""
         self._host, self._around = host, around
@@ -45,7 +45,7 @@ class ProgressTeller:
             span=self._host.span,
             round=say[0],
             samples=say[1],
-            total_samples=max(tally.total_samples for tally in self._host.trainer.ledger.tallies.values()),
+            total_samples=self._host.total_samples(),
             digests=b"".join(digest for _, digest in sorted(self._host.digests().items())),
             proposal=say[2],
             away=say[3],

@@ -26,7 +26,8 @@ from peers.records import ProgressRecord
 from swarm.catching_up import CatchUp, CatchUpConfig
 from swarm.company import Company, Surroundings
 from swarm.errors import BadCheckpoint
-from swarm.host import Host
+from swarm.holder import Holder
+from swarm.metrics import Note, Value, no_notes
 from swarm.progress import ProgressTeller, progress_of
 from swarm.unit_book import RoundResult
 
@@ -41,20 +42,25 @@ _TOO_MANY = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeeperConfig:
-    """The run's blocks and its rounds; how often the swarm's progress is read, and every which round is saved."""
+    """The run's blocks and its rounds; how often the swarm's progress is read, and every which round is saved. `note`
+    takes what came of each round.
+    """
 
     whole: Span
     averaging: AveragingConfig
     link: Link | None = None
     poll_seconds: float = 0.5
     checkpoint_rounds: int = 1
+    note: Note = no_notes
 
 
 class RoundKeeper:
     """Keeps one host in step with its run. Start `run()` in a task group."""
 
-    def __init__(self, host: Host, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
+    def __init__(self, host: Holder, averager: Averager, around: Surroundings, config: KeeperConfig) -> None:
         self.last: RoundOutcome | None = None
+        self.is_meeting = False
+        """Whether a round's group forms or averages with this host now."""
         self.turn = asyncio.Lock()
         """Held while this host looks at the run and averages; who takes it finds the host between rounds."""
         self._host, self._averager, self._around, self._config = host, averager, around, config
@@ -134,7 +140,11 @@ class RoundKeeper:
         company = [r for r in others if r.round == self._host.round and r.peer in meeting.members]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
         await self.company.ask(company)
-        await self.average(number, moment, self.company.usable(company), meeting)
+        self.is_meeting = True
+        try:
+            await self.average(number, moment, self.company.usable(company), meeting)
+        finally:
+            self.is_meeting = False
 
     def _meeting(self, others: Sequence[ProgressRecord], number: int) -> Meeting:
         """With whom this host averages next, of all who are live."""
@@ -155,6 +165,7 @@ class RoundKeeper:
             self._progress.proposal = None
             self._arrivals.saw(moment.window, is_full=False)
             logger.warning("round %d did not happen: %s", number, error)
+            self._config.note("round_failed", {"round": number, "reason": str(error)[:200]})
             return
         self.last, self._progress.proposal = outcome, None
         self._last_at = self._around.dht_time()
@@ -164,6 +175,7 @@ class RoundKeeper:
         if outcome.behind:
             return
         _log(outcome)
+        self._config.note("round", measured(outcome))
         if number % self._config.checkpoint_rounds == 0:
             await self._save()
 
@@ -221,7 +233,7 @@ class RoundKeeper:
             block = parse_unit(unit)[1]
             since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
             seen[block] = state.total_samples + since + own[unit].samples
-        self._host.trainer.note_swarm_samples(seen)
+        self._host.note_swarm_samples(seen)
 
     async def _save(self) -> None:
         try:
@@ -254,6 +266,21 @@ def withhold(outcome: RoundOutcome, company: Sequence[ProgressRecord]) -> RoundO
             kept[unit] = reason
     applied = {unit: tensors for unit, tensors in outcome.applied.items() if unit not in kept}
     return replace(outcome, applied=applied, kept={**outcome.kept, **kept})
+
+
+def measured(outcome: RoundOutcome) -> dict[str, Value]:
+    """A round in numbers: of units, seconds and bytes; `samples` are those that the unit which saw most weighed."""
+    return {
+        "round": outcome.number,
+        "peers": len(outcome.peers),
+        "applied": len(outcome.applied),
+        "kept": len(outcome.kept),
+        "samples": max(outcome.samples.values(), default=0.0),
+        "seconds": round(outcome.seconds.total, 3),
+        "sent": outcome.bytes_sent,
+        "received": outcome.bytes_received,
+        "merging_error": outcome.merging_error,
+    }
 
 
 def _log(outcome: RoundOutcome) -> None:

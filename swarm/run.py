@@ -41,7 +41,14 @@ def run_id_of(public_key: bytes, spec: RunSpec) -> RunId:
 
     Changing any other setting keeps the id. Nobody else can sign for it: another key gives another id.
     """
-    return _run_id(public_key, nonce=spec.nonce, name=spec.name)
+    return run_id_from(public_key, nonce=spec.nonce, name=spec.name)
+
+
+def run_id_from(public_key: bytes, *, nonce: str, name: str) -> RunId:
+    """The same from its parts; `nonce` is 32 hex digits."""
+    # Key and nonce have fixed lengths, so the concatenation is unambiguous.
+    digest = hashlib.sha256(_DOMAIN + public_key + bytes.fromhex(nonce) + name.encode("utf-8", "replace"))
+    return RunId(digest.hexdigest()[:32])
 
 
 def create_owner_key(path: Path) -> Ed25519PrivateKey:
@@ -109,7 +116,7 @@ def open_run(blob: bytes, run_id: RunId) -> RunSpec:
         raise BadRecord(f"run {run_id}: the signature on its settings is wrong; ask another peer") from None
     tables = _unpack(body)
     name, nonce = _named(tables, run_id)
-    signed_id = _run_id(public_key, nonce=nonce, name=name)
+    signed_id = run_id_from(public_key, nonce=nonce, name=name)
     if signed_id != run_id:
         raise BadRecord(f"run {run_id}: these settings are signed for run {signed_id}; use that run's join string")
     return spec_from_tables(cast(Mapping[str, object], tables))
@@ -152,7 +159,7 @@ def load_run(directory: Path) -> tuple[RunId, bytes]:
 def _id_in(blob: bytes) -> RunId:
     public_key, body, _ = _envelope(blob)
     name, nonce = _named(_unpack(body), "left in a state directory")
-    return _run_id(public_key, nonce=nonce, name=name)
+    return run_id_from(public_key, nonce=nonce, name=name)
 
 
 def _named(tables: object, run: str) -> tuple[str, str]:
@@ -163,12 +170,6 @@ def _named(tables: object, run: str) -> tuple[str, str]:
     if not isinstance(name, str) or not isinstance(nonce, str) or re.fullmatch("[0-9a-f]{32}", nonce) is None:
         raise BadRecord(f"run {run}: the signed settings have no name or nonce; ask another peer")
     return name, nonce
-
-
-def _run_id(public_key: bytes, *, nonce: str, name: str) -> RunId:
-    # Key and nonce have fixed lengths, so the concatenation is unambiguous.
-    digest = hashlib.sha256(_DOMAIN + public_key + bytes.fromhex(nonce) + name.encode("utf-8", "replace"))
-    return RunId(digest.hexdigest()[:32])
 
 
 def _envelope(blob: bytes) -> tuple[bytes, bytes, bytes]:

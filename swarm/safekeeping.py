@@ -18,7 +18,7 @@ from peers.records import ProgressRecord
 from peers.unit_client import num_bytes_of
 from peers.values import Offer
 from swarm.errors import BadCheckpoint
-from swarm.host import Host
+from swarm.holder import Holder
 from swarm.unit_book import check_state
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Safekeeping:
 
     def __init__(
         self,
-        host: Host,
+        host: Holder,
         me: PeerId,
         others: Callable[[], Sequence[ProgressRecord]],
         *,

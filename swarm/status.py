@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blocks.spans import Span
 from peers.network import PeerId
 from peers.records import Keeping, PeerRecord, ProgressRecord, TrainerRecord
-from swarm.traffic import Traffic, ask_traffic, traffic_plain, traffic_rows
+from swarm.traffic import MAX_ASKED, Traffic, ask_traffic, traffic_plain, traffic_rows
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -156,6 +156,14 @@ async def look(node: Node) -> Status:
         paused=tuple(record for record in node.router.found if record.away in _PAUSED_BY),
         traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
+
+
+async def unserved(node: Node) -> tuple[int, ...]:
+    """Blocks of whose holders none answers. Asks as many hosts as `look` does; of others, what earlier calls showed."""
+    router = node.router
+    await router.check([record.peer for record in router.records][:MAX_ASKED])
+    held = {b for record in router.records if router.health.is_usable(record.peer) for b in record.span.blocks()}
+    return tuple(block for block in node.whole.blocks() if block not in held)
 
 
 def _trainer(trainer: TrainerRecord) -> dict[str, object]:

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -152,6 +152,8 @@ class Trainer:
         self.evaluations: list[Evaluation] = []
         self.losses: list[float] = []
         self.tokens = 0
+        self.on_evaluation: Callable[[Evaluation], Awaitable[None]] | None = None
+        """Is told of each evaluation before training goes on."""
         self._chain, self._head, self._view, self._config, self._state = chain, head, view, config, state
         saved = load_state(state)
         self._step, self._samples = saved.step, saved.samples
@@ -196,6 +198,8 @@ class Trainer:
         found = Evaluation(round=number, loss=sum(loss for loss, _ in results) / max(1, tokens), tokens=tokens)
         self.evaluations.append(found)
         logger.info("evaluated round=%d loss=%.4f tokens=%d", number, found.loss, tokens)
+        if self.on_evaluation is not None:
+            await self.on_evaluation(found)
         return found
 
     async def _train_batch(self) -> Progress:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,15 +17,22 @@ from blocks.shared_client import SharedClient
 from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
+from peers.membership import Role
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
+from swarm.best_adapter import BEST, BestAdapter
 from swarm.data import SampleSet
 from swarm.devices import pick_dtype
+from swarm.errors import NotInvited
+from swarm.exporting import export
+from swarm.metrics import Value
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.run_model import check_weights, find_run_model
 from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from swarm.node import Node
     from swarm.peer import PeerConfig
 
@@ -56,7 +64,9 @@ class TrainingResult:
 
 async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
     """See Peer.train."""
-    spec = node.spec
+    spec, gate = node.spec, node.network.gate
+    if gate is not None and not gate.own.role.covers(Role.TRAINER):
+        raise NotInvited(f"this peer was invited as a {gate.own.role}; ask the run's owner for one with --role trainer")
     async with _compute(node, config) as thread:
         source = await asyncio.to_thread(find_run_model, spec, config.model, config.cache_dir)
         await asyncio.to_thread(check_weights, source, spec, [OUTSIDE])
@@ -79,7 +89,25 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         if request.held_out is not None:
             samples = [request.held_out[index] for index in range(len(request.held_out))]
             held_out = pipelined(samples, settings.token_budget, settings.in_flight)
-        await trainer.run(held_out=held_out, on_progress=request.on_progress)
+        keeping = BestAdapter(node.config.state / BEST, partial(export, node, config))
+
+        async def on_evaluation(found: Evaluation) -> None:
+            measured = {
+                "round": found.round,
+                "loss": found.loss,
+                "perplexity": found.perplexity,
+                "tokens": found.tokens,
+            }
+            node.metrics.note("evaluation", measured)
+            await keeping.take(found)
+
+        def on_progress(progress: Progress) -> None:
+            node.metrics.note("step", numbers_of(progress))
+            if request.on_progress is not None:
+                request.on_progress(progress)
+
+        trainer.on_evaluation = on_evaluation
+        await trainer.run(held_out=held_out, on_progress=on_progress)
         if request.last_round:
             await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
         if held_out:
@@ -90,6 +118,18 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         tokens=trainer.tokens,
         repeated=chain.repeated,
     )
+
+
+def numbers_of(progress: Progress) -> dict[str, Value]:
+    """A step in numbers."""
+    return {
+        "step": progress.step,
+        "samples": progress.samples,
+        "loss": progress.loss,
+        "tokens_per_second": round(progress.tokens_per_second, 1),
+        "round": progress.round,
+        "peers": progress.peers,
+    }
 
 
 def client_ends(node: Node, config: PeerConfig) -> SharedClient:
@@ -108,7 +148,13 @@ def client_ends(node: Node, config: PeerConfig) -> SharedClient:
     return SharedClient(load)
 
 
-def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asyncio.AbstractEventLoop) -> SwarmModel:
+def build_model(
+    node: Node,
+    config: PeerConfig,
+    ends: SharedClient,
+    loop: asyncio.AbstractEventLoop,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
     if config.num_threads is not None:
@@ -121,7 +167,7 @@ def build_model(node: Node, config: PeerConfig, ends: SharedClient, loop: asynci
         call_seconds=config.call_seconds,
     )
     blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)
-    return SwarmModel(client, load_tokenizer(source), blocks)
+    return SwarmModel(client, tokenizer or load_tokenizer(source), blocks)
 
 
 async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:

@@ -1,34 +1,35 @@
-"""A host's units: what stands since their last round, what is trained of it, and what a round reads and writes.
+"""A holder's units: what stands since their last round, what is trained of it, and what a round reads and writes.
 
-All methods belong in the compute thread. When they are called is for `host.py`.
+All methods belong where the parameters may be read and written. When they are called is for `host.py`, `own_units.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from averaging.errors import BadTensors
 from averaging.merging import UnitView
 from averaging.unit_round import CONTROL, UnitInput, UnitResult, UnitRules, check_outer_state
 from blocks.adapters import (
+    LoraSettings,
+    UnitParameters,
     UnitTensors,
     at_rank,
     check_unit,
-    first_units,
-    read_units,
-    settings_of,
+    read_parameters,
+    shapes_at,
     unit_digest,
-    unit_shapes,
-    write_units,
+    write_parameters,
 )
 from blocks.errors import BadAdapter
+from blocks.first_values import first_units
 from blocks.ledger import Counted
-from blocks.load import SpanModel
+from blocks.local_rules import UnitTerms
 from blocks.optimizer import parse_moments
 from blocks.spans import UnitId
 from blocks.unit_state import UnitState, agreed
-from blocks.unit_steps import UnitSteps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,18 +65,32 @@ def check_state(state: UnitState, shapes: Mapping[UnitId, Mapping[str, tuple[int
     parse_moments(state.tensors, state.moments)
 
 
-class UnitBook:
-    """The units of one span."""
+class LocalSteps(Protocol):
+    """Whoever makes the optimizer steps; implemented by blocks.unit_steps.UnitSteps."""
 
-    def __init__(self, model: SpanModel, steps: UnitSteps, rules: UnitRules) -> None:
-        self._model, self._steps, self._rules = model, steps, rules
-        self._settings = settings_of(model)
+    @property
+    def terms(self) -> Mapping[UnitId, UnitTerms]:
+        """The local rule of each unit."""
+
+    def write_moments(self, moments: Mapping[UnitId, UnitTensors]) -> None:
+        """Take another holder's optimizer state of some units; BadAdapter where some does not fit."""
+
+    def reset_moments(self, units: Iterable[UnitId]) -> None:
+        """Forget the optimizer state of some units."""
+
+
+class UnitBook:
+    """The units that `parameters` are the trained tensors of, wherever these live."""
+
+    def __init__(self, parameters: UnitParameters, settings: LoraSettings, steps: LocalSteps, rules: UnitRules) -> None:
+        self._parameters, self._settings, self._steps, self._rules = parameters, settings, steps, rules
+        self._shapes = shapes_at(parameters, settings.rank)
         self._controls: dict[UnitId, UnitTensors] = {}
         self.states: dict[UnitId, UnitState] = {}
 
     def begin(self) -> None:
         """Every unit as the run's seed makes it."""
-        for unit, tensors in first_units(self._model).items():
+        for unit, tensors in first_units(self._shapes, self._settings.seed).items():
             digest = unit_digest(tensors)
             self.states[unit] = UnitState(
                 unit=unit, round=0, weight=0.0, total_samples=0, digest=digest, tensors=tensors
@@ -88,11 +103,10 @@ class UnitBook:
         Raises:
             BadAdapter: a unit is not held, or its tensors, agreed state or moments do not fit; nothing was changed.
         """
-        shapes = unit_shapes(self._model)
         for unit, state in states.items():
-            if unit not in shapes:
-                raise BadAdapter(f"unit {unit} is not in the span {self._model.span}")
-            check_unit(unit, state.tensors, shapes[unit])
+            if unit not in self._shapes:
+                raise BadAdapter(f"unit {unit} is not held here")
+            check_unit(unit, state.tensors, self._shapes[unit])
             try:
                 check_outer_state(state.outer, state.tensors)
             except BadTensors as error:
@@ -112,7 +126,7 @@ class UnitBook:
         """
         if self._settings.own_rank:
             return
-        live = read_units(self._model)
+        live = read_parameters(self._parameters)
         for unit, counted in units.items():
             state = self.states[unit]
             self.states[unit] = replace(
@@ -127,7 +141,7 @@ class UnitBook:
     def inputs(self) -> dict[UnitId, UnitInput]:
         """What a round reads: copies of what is trained, fp32 on the CPU, beside what it began from."""
         found = {}
-        for unit, live in read_units(self._model).items():
+        for unit, live in read_parameters(self._parameters).items():
             state = self.states[unit]
             control = self._steps.terms[unit].control()
             self._controls[unit] = control
@@ -144,7 +158,7 @@ class UnitBook:
 
     def apply(self, result: RoundResult) -> None:
         """Take a round's result for some units; the others stay as they are."""
-        current = read_units(self._model) if result.read is not None else {}
+        current = read_parameters(self._parameters) if result.read is not None else {}
         lives: dict[UnitId, UnitTensors] = {}
         for unit, done in result.applied.items():
             lives[unit] = done.tensors
@@ -168,7 +182,7 @@ class UnitBook:
 
     def _write(self, units: Mapping[UnitId, UnitTensors]) -> None:
         rank = self._settings.live_rank
-        write_units(self._model, {unit: at_rank(tensors, rank) for unit, tensors in units.items()})
+        write_parameters(self._parameters, {unit: at_rank(tensors, rank) for unit, tensors in units.items()})
 
     def _restart(self, unit: UnitId, own: UnitTensors | None = None) -> None:
         """The unit's local rule begins anew from its state."""

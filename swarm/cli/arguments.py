@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
+ANY_HOST = "0.0.0.0"
+LAN_PREFIX = "lan:"
 JOIN_HELP = (
-    "JOIN is a join string (swarm1:…), a file that holds one, a directory made by `swarm init`, or a peer's state "
-    "directory."
+    "JOIN is a join string (swarm1:…), an invitation (swarminvite1:…), a file that holds one, a directory made by "
+    "`swarm init`, a peer's state directory, or lan:NAME for the run of that name on this network."
 )
 
 
 class PeerGiven(TypedDict):
     """What click hands to every command that enters a swarm."""
 
-    join: str
+    join: str | None
     state: Path | None
     peer: tuple[str, ...]
+    peers_file: Path | None
+    lan: str | None
     threads: int
 
 
@@ -42,19 +46,57 @@ class PeerFields(TypedDict):
     state: Path | None
     peers: tuple[str, ...]
     threads: int
+    lan: str | None
+
+
+class ServeGiven(TypedDict):
+    """What click hands to a command that enters several swarms."""
+
+    join: tuple[str, ...]
+    state: Path | None
+    peer: tuple[str, ...]
+    peers_file: Path | None
+    lan: str | None
+    threads: int
+
+
+class SeveralFields(PeerFields):
+    """The same as the fields of `swarm.options.PeerOptions`, and the other swarms."""
+
+    others: tuple[Join | RunDirectory, ...]
 
 
 def peer_options(command: Command) -> Command:
-    """Add JOIN, --state, --peer and --threads."""
+    """Add JOIN, --state, --peer, --peers-file, --lan and --threads."""
+    return _peer_options(command, click.argument("join", required=False))
+
+
+def several_peer_options(command: Command) -> Command:
+    """The same for one JOIN or more; --state then has a directory for each run."""
+    return _peer_options(command, click.argument("join", nargs=-1))
+
+
+def _peer_options(command: Command, join: Callable[[Command], Command]) -> Command:
     for add in (
         click.option(
             "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for torch; 0: torch's choice."
         ),
+        click.option(
+            "--peers-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="More of them: addresses or join strings, one a line.",
+        ),
         click.option("--peer", multiple=True, metavar="ADDR", help="Another peer to start from; may be repeated."),
+        click.option(
+            "--lan",
+            metavar="NAME",
+            help="Find, and be found by, peers on this network by this name; no JOIN needed.",
+        ),
         click.option(
             "--state", type=click.Path(path_type=Path), help="Directory for identity and checkpoints; else one per run."
         ),
-        click.argument("join"),
+        join,
     ):
         command = add(command)
     return command
@@ -104,16 +146,70 @@ def wire_format(given: str | None) -> WireFormat | None:
 
 
 def peer_fields(given: PeerGiven) -> PeerFields:
-    """What was given, resolved.
+    """What was given, resolved. Without JOIN, the run of a group is looked for on this machine's network.
 
     Raises:
+        click.UsageError: neither JOIN nor --lan.
         BadJoinString: JOIN or an address is wrong.
+        BadLan: the group's name is, or nobody of it answers.
     """
+    peers = tuple(check_address(address) for address in given["peer"])
+    join, lan = given["join"], given["lan"]
+    if join is not None and join.startswith(LAN_PREFIX):
+        lan, join = join.removeprefix(LAN_PREFIX), None
+    if given["peers_file"] is not None:
+        from swarm.lan import read_peers_file
+
+        peers += read_peers_file(given["peers_file"])
+    target, near = _target(join, lan, peers, str(given.get("host", ANY_HOST)))
     return PeerFields(
-        target=resolve_join(given["join"]),
+        target=target,
         state_root=state_root(),
         cache_dir=cache_dir(),
         state=given["state"],
-        peers=tuple(check_address(address) for address in given["peer"]),
+        peers=(*peers, *near),
+        threads=given["threads"],
+        lan=lan,
+    )
+
+
+def _target(
+    join: str | None, lan: str | None, peers: tuple[str, ...], host: str
+) -> tuple[Join | RunDirectory, tuple[str, ...]]:
+    """What is entered, and peers of it that are near."""
+    if lan is None:
+        if join is None:
+            raise click.UsageError("Missing argument 'JOIN', or --lan NAME to find the run on this network.")
+        return resolve_join(join), ()
+    from swarm.lan_records import addresses_of, check_group
+
+    check_group(lan)
+    if join is None:
+        from swarm.lan import find_run
+
+        click.echo(f"looking for '{lan}' on this network", err=True)
+        return find_run(lan, peers, host=host), ()
+    target = resolve_join(join)
+    if not isinstance(target, Join):
+        return target, ()  # it may be the first
+    from swarm.lan import search
+
+    return target, addresses_of(search(lan, host=host), target.run_id)
+
+
+def several_fields(given: ServeGiven) -> SeveralFields:
+    """As `peer_fields`, for several JOINs.
+
+    Raises:
+        BadJoinString: a JOIN or an address is wrong.
+    """
+    first, *others = given["join"] or (None,)
+    one = PeerGiven(
+        join=first,
+        state=given["state"],
+        peer=given["peer"],
+        peers_file=given["peers_file"],
+        lan=given["lan"],
         threads=given["threads"],
     )
+    return SeveralFields(**peer_fields(one), others=tuple(resolve_join(each) for each in others if each))

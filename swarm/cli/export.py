@@ -16,6 +16,7 @@ class _Given(PeerGiven):
     directory: Path
     model: str | None
     left: tuple[Path, ...]
+    best: bool
 
 
 @click.command(
@@ -23,6 +24,7 @@ class _Given(PeerGiven):
 Examples:
   swarm export tales/ tales-adapter
   swarm export tales/ tales-adapter --from /mnt/ann --from /mnt/bob      of a swarm that is no more
+  swarm export tales/ tales-adapter --best                   by --eval-data of trainers on this machine
   python -c "from peft import PeftModel; PeftModel.from_pretrained(model, 'tales-adapter')" """,
     help=f"Write the newest adapter to DIRECTORY, as peft's PeftModel.from_pretrained reads it.\n\n{JOIN_HELP}",
 )
@@ -36,12 +38,19 @@ Examples:
     metavar="DIR",
     help="Export what peers left in their state directory, without a swarm; may be repeated.",
 )
+@click.option("--best", is_flag=True, help="Export the adapter with the lowest loss on a trainer's --eval-data here.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and export."""
     with screen("stopped; nothing was exported") as shown:
+        if given["best"] and given["left"]:
+            raise click.UsageError("--best and --from do not go together; --state DIR names another trainer's best")
         options = ExportOptions(
-            **peer_fields(given), directory=given["directory"], model=given["model"], left=given["left"]
+            **peer_fields(given),
+            directory=given["directory"],
+            model=given["model"],
+            left=given["left"],
+            best=given["best"],
         )
         from swarm.commands import run_export
 

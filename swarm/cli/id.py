@@ -1,4 +1,4 @@
-"""`swarm id`: this machine's peer id in a run."""
+"""`swarm id`: this machine's peer id, in all private runs or in one run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from swarm.state import IDENTITY_NAME, state_path
 @click.command(
     epilog="""\b
 Examples:
+  swarm id                                 for `swarm invite … --for`
   swarm id tales/
   swarm id --state /srv/peer-a""",
     help=f"""Print the peer id by which others know this machine; it is made if need be.
 
-{JOIN_HELP} Where several peers of the run live on this machine, it is the first one's; name another by --state.""",
+Without JOIN it is the one that the owner of a private run invites (`swarm invite`). With JOIN it is that of the run's
+first peer on this machine; name another by --state.
+
+{JOIN_HELP}""",
 )
 @click.argument("join", required=False)
 @click.option("--state", type=click.Path(path_type=Path), help="The state directory of the peer.")
 def command(join: str | None, state: Path | None) -> None:
     """Parse, and print the id."""
-    if (join is None) == (state is None):
-        raise click.UsageError("give JOIN or --state, one of them")
+    if join is not None and state is not None:
+        raise click.UsageError("give JOIN or --state, not both")
     with screen() as shown:
         from peers.identity import load_or_create
 
-        path = state or _state_of(join or "")
+        path = state if state is not None else state_root() if join is None else _state_of(join)
         shown.result(load_or_create(path / IDENTITY_NAME).peer)
 
 

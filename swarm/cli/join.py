@@ -41,6 +41,8 @@ class _Given(PeerGiven):
 Examples:
   swarm join tales/                                the run's first peer; prints the join string
   swarm join swarm1:gqJpZ... --blocks 0:15         hold the first half
+  swarm join tales/ --lan tales                    and be found by its name on this network
+  swarm join --lan tales                           find it, on another machine there
   swarm join swarm1:gqJpZ... --port 31330 --announce /ip4/203.0.113.7/tcp/31330
   swarm join swarm1:gqJpZ... --hours 22-07 --max-memory 4GB --max-bandwidth 20Mbit
   swarm join tales/ --resume /mnt/ann --resume /mnt/bob      start again from what a dead swarm left""",

@@ -6,7 +6,24 @@ import importlib
 
 import click
 
-COMMANDS = ("demo", "init", "join", "train", "generate", "status", "pause", "resume", "export", "id", "families")
+COMMANDS = (
+    "demo",
+    "init",
+    "join",
+    "train",
+    "generate",
+    "serve",
+    "status",
+    "pause",
+    "resume",
+    "export",
+    "report",
+    "id",
+    "invite",
+    "revoke",
+    "families",
+)
+_MODULES = {"report": "run_report"}  # report.py is what all commands print with
 _PACKAGE = "swarm.cli"
 
 
@@ -21,7 +38,7 @@ class LazyGroup(click.Group):
         """The command, or None if there is no such."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"{_PACKAGE}.{cmd_name}").command
+        command = importlib.import_module(f"{_PACKAGE}.{_MODULES.get(cmd_name, cmd_name)}").command
         if not isinstance(command, click.Command):
             raise TypeError(f"{_PACKAGE}.{cmd_name}.command is not a click command")
         return command

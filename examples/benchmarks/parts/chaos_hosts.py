@@ -221,6 +221,7 @@ class ChaosHosts:
             case FaultKind.KILL:
                 self.kill(name)
             case FaultKind.RESTART:
+                self._starting.add(name)  # it lives on while it leaves, and is not ready again before it has come back
                 self.hosts[name].process.terminate()
             case FaultKind.STOP:
                 self.freeze(name)

@@ -286,4 +286,4 @@ def wait_averaged(peer: Peer, hosts: Collection[PeerId]) -> int:
 
 def run_in(peer: Peer, work: Coroutine[object, object, T]) -> T:
     """Run a coroutine on a peer's own loop."""
-    return peer._loop.run(work)
+    return peer.loop.run(work)

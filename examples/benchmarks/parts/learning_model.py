@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from blocks.adapters import LoraSettings, UnitTensors, at_rank, first_units, write_units
+from blocks.adapters import LoraSettings, UnitTensors, at_rank, unit_shapes, write_units
 from blocks.compute import SpanCompute, UnitGradients
+from blocks.first_values import first_units
 from blocks.load import load_client, load_span
 from blocks.loading import loading
 from blocks.source import ModelSource, find_model
@@ -60,7 +61,7 @@ class Lab:
             self._loaded[key] = self._load(own_rank % self.rank)
         compute = self._loaded[key]
         compute.settings = compute.model.settings = replace(compute.settings, seed=seed)
-        first = first_units(compute.model)
+        first = first_units(unit_shapes(compute.model), compute.settings.seed)
         live = {unit: at_rank(tensors, compute.settings.live_rank) for unit, tensors in first.items()}
         write_units(compute.model, live)
         return compute

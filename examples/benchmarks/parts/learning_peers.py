@@ -65,7 +65,7 @@ class LearningPeer:
         model = self._compute.model
         self._steps = UnitSteps(parameters_by_unit(model), rules.optimizer)
         self.rules = UnitRules(rules.recipe, seed=rules.seed, rank=lab.rank)
-        self.book = UnitBook(model, self._steps, self.rules)
+        self.book = UnitBook(parameters_by_unit(model), self._compute.settings, self._steps, self.rules)
         self.book.begin()
         self.feedback = Feedback()
         self.read: Mapping[UnitId, UnitInput] = {}

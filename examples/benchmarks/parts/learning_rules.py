@@ -17,7 +17,7 @@ SHORT, LONG = 4, 50
 Say = Callable[[str], None]
 
 _PACES = (2, 3, 5, 6)
-_NESTEROV = Recipe(outer="nesterov", outer_learning_rate=0.7, outer_momentum=0.9)
+_NESTEROV = Recipe(outer="nesterov", outer_learning_rate=0.7, outer_momentum=0.5)  # 0.9 is for hundreds of rounds
 # Rules that change what a peer learns, or how fast, choose a learning rate of their own.
 _OWN_RATE = {
     MEAN: Recipe(),

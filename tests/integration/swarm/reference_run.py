@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from blocks.adapters import initial_tensor
+from blocks.first_values import initial_tensor
 from blocks.source import ModelSource
 from blocks.spans import unit_of
 from swarm.config import RunSpec

@@ -78,7 +78,7 @@ class SmallSwarm:
     peers: dict[str, Peer] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, root: Path, model: str, cache_dir: Path, settings: Tables) -> SmallSwarm:
+    def create(cls, root: Path, model: str, cache_dir: Path, settings: Tables, *, name: str = "run") -> SmallSwarm:
         """A new run in `root`; `settings` are tables of swarm.toml, on top of fp32 and no rounds."""
         source = find_model(model, cache_dir=cache_dir)
         tables: dict[str, object] = {
@@ -93,8 +93,8 @@ class SmallSwarm:
             "compute_dtype": "fp32",
             **settings.get("model", {}),
         }
-        create_run(root / "run", tables)
-        return cls(source=source, run=root / "run", cache_dir=cache_dir)
+        create_run(root / name, tables)
+        return cls(source=source, run=root / name, cache_dir=cache_dir)
 
     def config(self, name: str, *, route_seconds: float = 60.0, model: str | None = None) -> PeerConfig:
         return PeerConfig(

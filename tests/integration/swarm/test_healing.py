@@ -82,7 +82,7 @@ def test_training_goes_on_while_a_host_moves_to_blocks_that_need_it_more(make_sw
     work.start()
     holding = cat.node._holding
     assert holding is not None
-    assert cat._loop.run(holding.move(other))
+    assert cat.loop.run(holding.move(other))
     work.join(120)
     assert held(cat) == other
     assert len(losses) == 16
@@ -101,7 +101,7 @@ def test_blocks_that_cannot_be_loaded_leave_the_host_where_it_was(make_swarm: Ma
     before = held(peer)
     holding = peer.node._holding
     assert holding is not None
-    assert not peer._loop.run(holding.move(Span(NUM_BLOCKS - 1, NUM_BLOCKS + 3)))
+    assert not peer.loop.run(holding.move(Span(NUM_BLOCKS - 1, NUM_BLOCKS + 3)))
     assert held(peer) == before
     assert not holding.announcer.away
     assert holding.announcer.place.moves_to is None

@@ -73,7 +73,7 @@ def assert_equal(found: UnitState, wanted: UnitState) -> None:
 
 def run_in(peer: Peer, work: Coroutine[object, object, T]) -> T:
     """Run a coroutine on a peer's own loop."""
-    return peer._loop.run(work)
+    return peer.loop.run(work)
 
 
 def resuming(swarm: SmallSwarm, name: str, span: Span, *resume: Path) -> Peer:

@@ -82,5 +82,5 @@ def test_a_host_that_moves_has_the_memory_of_what_it_held_for_what_it_takes(
     monkeypatch.setattr("swarm.holding.taken_bytes", lambda: allowed)  # as if the span were still there
     holding = peer.node._holding
     assert holding is not None
-    assert peer._loop.run(holding.move(BACK))
+    assert peer.loop.run(holding.move(BACK))
     assert host_of(peer).span == BACK

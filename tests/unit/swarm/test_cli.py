@@ -18,7 +18,16 @@ from swarm.cli.main import COMMANDS, main
 from swarm.cli.report import plain_errors
 from swarm.errors import BadData
 from swarm.join_string import Join, RunDirectory, format_join
-from swarm.options import DemoOptions, ExportOptions, GenerateOptions, JoinOptions, Screen, StatusOptions, TrainOptions
+from swarm.options import (
+    DemoOptions,
+    ExportOptions,
+    GenerateOptions,
+    JoinOptions,
+    Screen,
+    ServeOptions,
+    StatusOptions,
+    TrainOptions,
+)
 from swarm.run import RunId
 from swarm.state import IDENTITY_NAME
 
@@ -34,7 +43,7 @@ class Commands(ModuleType):
         super().__init__("swarm.commands")
         self.asked: list[object] = []
         self.error: BaseException | None = None
-        for name in ("join", "train", "generate", "status", "export", "demo"):
+        for name in ("join", "train", "generate", "serve", "status", "export", "demo"):
             setattr(self, f"run_{name}", self.run)
 
     def run(self, options: object, screen: Screen) -> None:
@@ -146,6 +155,15 @@ def test_train_becomes_options(commands: Commands) -> None:
     assert (options.steps, options.avoid, options.only) == (5, frozenset({"x"}), frozenset())
 
 
+def test_the_first_blocks_are_kept_or_others_held_not_both(commands: Commands) -> None:
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--only", "x")
+    assert isinstance(options, TrainOptions)
+    assert (options.keep_first, options.blocks, options.only) == (4, None, frozenset({"x"}))
+    result = call("train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--blocks", "0:9")
+    assert result.exit_code == 2
+    assert "give one of them" in result.output
+
+
 def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--temperature", "0.5", "--no-adapter", "--raw")
     assert isinstance(options, GenerateOptions)
@@ -154,6 +172,28 @@ def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--speculate", "off", "--draft", "small")
     assert isinstance(options, GenerateOptions)
     assert (options.lookup, options.draft) == (False, "small")
+
+
+def test_serve_takes_several_runs(commands: Commands, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text("")
+    other = Join(run_id=RunId("cd" * 16), run_name="news", peers=(ADDRESS,))
+    words = ("--port", "9000", "--host", "0.0.0.0", "--api-keys", str(keys), "--speculate", "off", "--texts", "3")
+    options = asked_by(commands, "serve", TEXT, format_join(other), *words)
+    assert options == ServeOptions(
+        target=JOIN,
+        others=(other,),
+        state_root=tmp_path / "data" / "swarmtune",
+        cache_dir=tmp_path / "cache" / "swarmtune",
+        host="0.0.0.0",
+        port=9000,
+        keys=keys,
+        texts=3,
+        lookup=False,
+    )
+    alone = asked_by(commands, "serve", TEXT)
+    assert isinstance(alone, ServeOptions)
+    assert (alone.others, alone.host, alone.port, alone.keys) == ((), "127.0.0.1", 8000, None)
 
 
 def test_status_export_and_demo_become_options(commands: Commands, tmp_path: Path) -> None:
@@ -184,7 +224,10 @@ def test_results_go_to_stdout_and_words_to_stderr(commands: Commands) -> None:
         (("train", TEXT), "--data"),
         (("train", TEXT, "--data", "a", "--only", "p", "--avoid", "p"), "both"),
         (("generate", TEXT, "x", "--top-p", "0"), "--top-p"),
-        (("id",), "--state"),
+        (("serve",), "JOIN"),
+        (("serve", TEXT, "nowhere"), "swarm init"),
+        (("serve", TEXT, "--api-keys", "no-such-file"), "does not exist"),
+        (("id", TEXT, "--state", "a"), "not both"),
         (("nonsense",), "No such command"),
     ],
 )
@@ -256,7 +299,7 @@ for words in [["--help"]] + [[name, "--help"] for name in COMMANDS]:
         main(words)
     except SystemExit as end:
         assert end.code == 0
-heavy = ["torch", "transformers", "hivemind", "peft", "numpy"]
+heavy = ["torch", "transformers", "hivemind", "peft", "numpy", "fastapi", "uvicorn", "pydantic"]
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
     # Nine helps in one process; with torch it would take several seconds for the import alone.

@@ -188,7 +188,7 @@ def test_text_files_are_packed_into_full_sequences(tmp_path: Path) -> None:
         ("a.jsonl", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.txt", b"  \n", "no rows"),
-        ("a.csv", b"a,b", r"neither \.jsonl nor \.txt"),
+        ("a.csv", b"a,b", r"none of \.jsonl, \.parquet and \.txt"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": 1, "b": 2}\n', r"a\.jsonl:2: has the fields 'b, txt', expected text;"),
         ("a.jsonl", b"{}\n", "'none'"),
         ("a.jsonl", b'{"text": "a"}\nnot json\n', r"a\.jsonl:2: not JSON"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -48,3 +49,23 @@ def test_closing_cancels_what_runs_and_refuses_more() -> None:
     assert task.cancelled()
     with pytest.raises(RuntimeError, match="closed"):
         loop.run(start())
+
+
+@pytest.mark.parametrize(("others", "told"), [(False, 0), (True, 1)])
+def test_tasks_that_a_search_of_the_directory_leaves_behind_are_no_news(
+    others: bool, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = LoopThread()
+
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def leave_behind() -> None:
+        task = asyncio.create_task(forever() if others else asyncio.Event().wait())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    loop.run(leave_behind())
+    loop.close()
+    assert len([record for record in caplog.records if "was destroyed" in record.getMessage()]) == told

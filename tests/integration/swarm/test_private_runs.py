@@ -1,0 +1,95 @@
+"""A private group over real transports, from the first invitation to the last: invite, train, generate, revoke."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from peers.config import NetworkConfig
+from peers.errors import BadMembership, NetworkFailed
+from peers.identity import load_or_create
+from peers.membership import Role
+from peers.network import PeerId
+from swarm.errors import NotInvited
+from swarm.inviting import invite, revoke
+from swarm.join_string import parse_join, resolve_join
+from swarm.peer import Peer, PeerConfig
+from swarm.revoking import REVOKED_NAME
+from swarm.state import IDENTITY_NAME
+from tests.integration.swarm.conftest import MakeSwarm
+from tests.integration.swarm.small_swarm import BACK, FRONT, SmallSwarm, host_of, random_samples, until
+
+PRIVATE = {"security": {"private": True}, "rounds": {"round_samples": 8}}
+
+
+class Machine:
+    """Somebody else's: a state directory of its own, and an identity that `swarm id` prints."""
+
+    def __init__(self, root: Path, swarm: SmallSwarm) -> None:
+        self.root, self._swarm = root, swarm
+        self.id: PeerId = load_or_create(root / IDENTITY_NAME).peer
+
+    def invited(self, role: Role) -> str:
+        return invite(self._swarm.run, self.id, role, days=1).line
+
+    def enter(self, name: str, line: str, *, client_mode: bool = False) -> Peer:
+        config = PeerConfig(
+            state_root=self.root,
+            cache_dir=self._swarm.cache_dir,
+            network=NetworkConfig(host="127.0.0.1", client_mode=client_mode),
+            num_threads=1,
+            route_seconds=60,
+        )
+        target = parse_join(line)
+        assert target.credential is not None
+        self._swarm.peers[name] = peer = Peer.enter(target, config)
+        return peer
+
+
+def test_a_private_group_works_together_until_its_owner_puts_somebody_out(
+    make_swarm: MakeSwarm, tmp_path: Path
+) -> None:
+    swarm = make_swarm(PRIVATE)
+    own = swarm.host("own", FRONT)
+    bobs, cems = Machine(tmp_path / "bob", swarm), Machine(tmp_path / "cem", swarm)
+    line = bobs.invited(Role.HOST)
+    bob = bobs.enter("bob", line)
+    assert bob.id == bobs.id
+    swarm.hold(bob, BACK)
+    trainer = bobs.enter("trainer", line, client_mode=True)  # a second peer of the machine that was invited
+    assert trainer.id != bobs.id
+    trainer.train(random_samples(16), steps=4)
+    until(lambda: min(host_of(peer).round for peer in (own, bob)) >= 1, "a round of both")
+    client = cems.enter("client", cems.invited(Role.CLIENT), client_mode=True)
+    assert client.status().hosts
+    assert isinstance(client.model().generate("a b", adapter=True)[0], str)
+    assert client.export(tmp_path / "adapter") >= 1
+    with pytest.raises(NotInvited, match="invited as a client"):
+        client.train(random_samples(4), steps=1)
+    # Somebody who only has the join string, and somebody with bob's line on another machine.
+    with pytest.raises(NetworkFailed, match="is not let into this private run: it has no membership"):
+        Peer.enter(own.join, replace(swarm.config("eve"), state=None, state_root=tmp_path / "eve"))
+    with pytest.raises(NotInvited, match=f"is for peer {bobs.id}, this machine is peer {cems.id}"):
+        cems.enter("thief", line)
+
+    number, _ = revoke(resolve_join(str(swarm.run)), bobs.id)
+    until(lambda: gate_number(own) == number, "the owner's host has the list")
+    with pytest.raises(BadMembership, match="was revoked by the run's owner"):  # and bob learns why
+        bob.watch(lambda line: None, seconds=0.5)
+    with pytest.raises(BadMembership, match="was revoked by the run's owner"):
+        trainer.watch(lambda line: None, seconds=0.5)
+    until(lambda: gate_number(client) == number, "the client has it")
+    swarm.stop("bob", "trainer")
+    assert list(bobs.root.glob(f"*/peer-0/{REVOKED_NAME}"))
+    with pytest.raises((BadMembership, NetworkFailed), match="was revoked by the run's owner"):
+        bobs.enter("bob", line)
+    again = bobs.enter("bob", bobs.invited(Role.HOST))
+    assert own.id in {host.peer for host in again.status().hosts}
+
+
+def gate_number(peer: Peer) -> int:
+    gate = peer.node.network.gate
+    assert gate is not None
+    return gate.revoked.number

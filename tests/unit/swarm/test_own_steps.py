@@ -1,0 +1,85 @@
+"""A loop's own optimizer under the run's rules: gradients are changed before a step as a host would change them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from averaging.recipe import Recipe
+from blocks.local_rules import LocalRule
+from blocks.spans import UnitId
+from swarm.own_loop import Counter
+from swarm.own_steps import OwnSteps
+
+UNIT = UnitId("default/block.0")
+
+
+def steps_of(rule: LocalRule, **recipe: str) -> tuple[OwnSteps, dict[str, nn.Parameter]]:
+    named = {"q.lora_A": nn.Parameter(torch.ones(2, 3)), "q.lora_B": nn.Parameter(torch.ones(3, 2))}
+    for parameter in named.values():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    return OwnSteps({UNIT: named}, rule, Recipe(**recipe)), named  # type: ignore[arg-type]
+
+
+def test_fedprox_pulls_towards_the_last_round() -> None:
+    steps, named = steps_of(LocalRule(proximal=0.1), local="fedprox")
+    steps.terms[UNIT].begin({name: torch.zeros_like(each) for name, each in named.items()})
+    steps.adjust()
+    assert all(torch.allclose(each.grad, torch.full_like(each, 0.6)) for each in named.values())  # type: ignore[arg-type]
+
+
+def test_scaffold_adds_the_agreed_variate_and_takes_the_own_one_away() -> None:
+    steps, named = steps_of(LocalRule(control=True), local="scaffold")
+    ones = {name: torch.ones_like(each) for name, each in named.items()}
+    steps.terms[UNIT].begin(
+        ones, agreed={n: 0.2 * t for n, t in ones.items()}, own={n: 0.3 * t for n, t in ones.items()}
+    )
+    steps.adjust()
+    assert all(torch.allclose(each.grad, torch.full_like(each, 0.4)) for each in named.values())  # type: ignore[arg-type]
+    control = steps.terms[UNIT].control()
+    assert all(torch.equal(control[name], torch.full_like(each, 0.5)) for name, each in named.items())
+
+
+def test_tensors_that_are_frozen_in_a_round_are_not_stepped() -> None:
+    steps, named = steps_of(LocalRule(), merging="ffa")
+    steps.terms[UNIT].begin({}, frozen=frozenset({"q.lora_A"}))
+    steps.adjust()
+    assert named["q.lora_A"].grad is None
+    assert torch.equal(named["q.lora_B"].grad, torch.full((3, 2), 0.5))  # type: ignore[arg-type]
+
+
+def test_moments_of_an_optimizer_begin_anew_where_a_round_says_so() -> None:
+    steps, named = steps_of(LocalRule())
+    steps.reset_moments([UNIT])  # before there is an optimizer
+    optimizer = steps.optimizer = torch.optim.AdamW(named.values())
+    optimizer.step()
+    assert len(optimizer.state) == 2
+    steps.reset_moments([UNIT])
+    assert not optimizer.state
+    optimizer.step()
+    assert all(float(state["step"]) == 1 for state in optimizer.state.values())
+
+
+class Model(nn.Module):
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return input_ids
+
+
+def test_rows_and_labelled_tokens_are_counted_where_a_model_is_trained() -> None:
+    model = Model()
+    counter = Counter(model)
+    ids_BT = torch.ones(3, 5, dtype=torch.long)
+    labels_BT = ids_BT.clone()
+    labels_BT[:, :2] = -100
+    model(input_ids=ids_BT, labels=labels_BT)
+    model(ids_BT)  # no labels: every token
+    with torch.no_grad():
+        model(input_ids=ids_BT, labels=labels_BT)
+    model.eval()
+    model(input_ids=ids_BT, labels=labels_BT)
+    model.train()
+    assert counter.take() == (6, 3 * 3 + 15)
+    assert counter.take() == (0, 0)
+    counter.close()
+    model(input_ids=ids_BT)
+    assert counter.take() == (0, 0)
