@@ -243,6 +243,14 @@ class HivemindNetwork:
             writer.close()
 
 
+async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
+    """What this node's own p2pd says."""
+    try:
+        return await question
+    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+        raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
+
+
 async def _start_held(
     config: NetworkConfig,
     run: str,
@@ -282,14 +290,6 @@ async def _start_held(
     network = HivemindNetwork(config, run, identity, p2p, HivemindDirectory(dht_node, identity, cache))
     network._members = members
     return network
-
-
-async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
-    """What this node's own p2pd says."""
-    try:
-        return await question
-    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-        raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
 
 
 def _check_port_is_free(config: NetworkConfig) -> None:

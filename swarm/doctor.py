@@ -200,9 +200,7 @@ def judge_addresses(addresses: Sequence[str]) -> Finding:
     public = [each for each in addresses if ip_address(each).is_global]
     if public:
         return Finding(check="nat", verdict=Verdict.OK, words=f"public address {public[0]}")
-    words = (
-        f"only private addresses ({', '.join(addresses[:3]) or 'none'}): the internet cannot dial this peer"
-    )
+    words = f"only private addresses ({', '.join(addresses[:3]) or 'none'}): the internet cannot dial this peer"
     remedy = "forward a port and name it by --port and --announce; or only train, generate, or hold with --behind-nat"
     return Finding(check="nat", verdict=Verdict.LOOK, words=words, remedy=remedy)
 

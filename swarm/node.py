@@ -35,7 +35,7 @@ from swarm.config import RunSpec
 from swarm.entry import PrivateRun
 from swarm.errors import BadConfig, BadJoinString, NotInvited
 from swarm.metrics import MetricsLog, Value
-from swarm.reaching import Reaching
+from swarm.reaching import start_reaching
 from swarm.revoking import RevocationWatch
 from swarm.run import RunId, open_run, save_run
 
@@ -158,12 +158,8 @@ class Node:
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
-        behind_nat = self.network.config.client_mode
-        if behind_nat and config.span is None:
-            raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
-        if behind_nat and config.span is not None:
-            reaching = Reaching(self.network, lambda: self.router.found, config.span)
-            await reaching.look()
+        if self.network.config.client_mode:
+            reaching = await start_reaching(self.network, lambda: self.router.found, config.span)
             self.spawn(reaching.run(), "connections")
         self._holding = Holding(self, config)
         return await self._holding.begin()

@@ -96,15 +96,15 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. Others use these blocks too, unless it is `behind_nat` and
-    they cannot. The first `keep_first` blocks it holds, and nobody else gets work for them. `wire` is how activations
+    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
+    work for them. Others use its blocks too, unless it is `behind_nat` and they cannot. `wire` is how activations
     travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
-    keep_first: int = 0
     behind_nat: bool = False
+    keep_first: int = 0
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()

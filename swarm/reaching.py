@@ -15,6 +15,7 @@ from blocks.spans import Span
 from peers.errors import NetworkFailed
 from peers.network import PeerId
 from peers.records import PeerRecord
+from swarm.errors import BadConfig
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,20 @@ class Reaching:
         except NetworkFailed as error:
             self._again_at[record.peer] = self._clock() + _AGAIN_SECONDS
             logger.info("no connection peer=%s reason=%s", record.peer, error)
+
+
+async def start_reaching(network: Dialler, records: Callable[[], Sequence[PeerRecord]], span: Span | None) -> Reaching:
+    """Connect to all that can be dialled, before this peer holds `span`; the caller runs what is returned.
+
+    Raises:
+        BadConfig: nobody has said what this peer, which is of use to itself alone, shall hold.
+        NetworkFailed: p2pd is gone.
+    """
+    if span is None:
+        raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
+    reaching = Reaching(network, records, span)
+    await reaching.look()
+    return reaching
 
 
 def to_dial(records: Sequence[PeerRecord], span: Span, out: Collection[PeerId]) -> list[PeerRecord]:

@@ -70,14 +70,16 @@ and nobody waits for its blocks.""",
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option(
+    "--behind-nat",
+    is_flag=True,
+    help="With --blocks or --keep-first, where others cannot dial this machine: listen nowhere.",
+)
+@click.option(
     "--keep-first",
     type=click.IntRange(0, MAX_BLOCKS),
     default=0,
     metavar="K",
     help="Hold the first K blocks here; only activations that come out of them leave this machine.",
-)
-@click.option(
-    "--behind-nat", is_flag=True, help="With --blocks, where others cannot dial this machine: listen nowhere."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
 @quantize_option
@@ -100,8 +102,8 @@ def command(**given: Unpack[_Given]) -> None:
             eval_data=given["eval_data"],
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
-            keep_first=given["keep_first"],
             behind_nat=given["behind_nat"],
+            keep_first=given["keep_first"],
             device=given["device"],
             quantize=quantization(given["quantize"]),
             avoid=frozenset(given["avoid"]),

@@ -23,10 +23,18 @@ SECONDS = 60.0  # for anything that another process does; a busy machine imports
 class Process:
     """One `swarm ...` in a process and process group of its own, as a shell would start it."""
 
-    def __init__(self, words: list[str], environment: Mapping[str, str], log: Path, inside: Sequence[str] = ()) -> None:
-        """`inside` is what the command begins with to run in another place."""
+    def __init__(
+        self,
+        words: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        inside: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "swarm.cli.main"),
+    ) -> None:
+        """`inside` is what the command begins with to run in another place, `program` what Python runs."""
         self.log = log
-        command = [*inside, sys.executable, "-m", "swarm.cli.main", *words]
+        command = [*inside, sys.executable, *program, *words]
         with log.open("wb") as errors:
             self.popen = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, process_group=0
@@ -82,8 +90,9 @@ class Home:
     environment: Mapping[str, str]
     started: list[Process]
 
-    def start(self, *words: str, inside: Sequence[str] = ()) -> Process:
-        process = Process(list(words), self.environment, self.path / f"log-{len(self.started)}.txt", inside)
+    def start(self, *words: str, **where: Sequence[str]) -> Process:
+        """`where` is as for Process."""
+        process = Process(list(words), self.environment, self.path / f"log-{len(self.started)}.txt", **where)
         self.started.append(process)
         return process
 

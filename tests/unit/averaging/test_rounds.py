@@ -249,3 +249,16 @@ def test_two_groups_cannot_both_have_a_quorum_of_one_units_holders():
 def test_a_setting_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"averaging.{field}"):
         AveragingConfig(**{field: value})
+
+
+def test_who_reduces_for_holders_behind_nat_is_judged_by_most_of_them_and_has_no_say():
+    ann, bob, cat, dan = (PeerId(name) for name in ("ann", "bob", "cat", "dan"))
+    unit_class = UnitClass(class_id=b"c", holders=(ann, bob, cat), units=(unit_of("default", 0),), helpers=(dan,))
+
+    def vote(*doubted):
+        return Vote(class_id=b"c", complete=True, digest=b"d", doubted=frozenset(doubted))
+
+    votes = {ann: vote(dan), bob: vote(dan), cat: vote()}
+    assert rounds.offenders(unit_class, votes) == {dan}
+    assert isinstance(rounds.decide(unit_class, votes, ann), rounds.Kept)
+    assert not rounds.offenders(unit_class, {ann: vote(bob), cat: vote(), dan: vote(bob)})
