@@ -13,8 +13,9 @@ from typing import TypeVar
 from averaging import planning, rounds
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
-from averaging.exchange import Brought, Call, Contribution, Exchange, Group, Reduced, UnitClass, Vote
+from averaging.exchange import Brought, Call, Contribution, Exchange, Group, Reduced, Vote
 from averaging.feedback import Feedback
+from averaging.helping import helped_work
 from averaging.planning import LeftOut, Plan
 from averaging.unit_round import UnitInput, UnitResult, UnitRules
 from averaging.unit_work import RoundWork
@@ -61,7 +62,8 @@ class RoundOutcome:
     that nobody else holds; `samples` are those behind each. `kept` are units whose old value stays, with the reason;
     of `stale` ones another holder has a newer state. When `behind`, nothing applies: the others' newer round must be
     fetched first. `offenders` are those whom most holders of a class accuse. `merging_error` is the relative error of
-    the merged products against the mean of the holders' products; None where nothing was merged.
+    the merged products against the mean of the holders' products; None where nothing was merged. `helped` counts
+    classes of peers behind NAT that this peer reduced without holding them.
     """
 
     number: int
@@ -76,6 +78,7 @@ class RoundOutcome:
     offenders: frozenset[PeerId] = frozenset()
     merging_error: float | None = None
     seconds: RoundSeconds = field(default_factory=RoundSeconds)
+    helped: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -138,9 +141,9 @@ class Averager:
             inputs = {unit: self._rules.whole(given) for unit, given in inputs.items()}
         work = RoundWork(self._rules, plan, inputs, number)
         was_read = clock()
-        reduced = await self._reduce(group, plan, work)
+        reduced, helped = await self._reduce(group, plan, work)
         was_reduced = clock()
-        votes = await self._vote(group, plan.classes, work, reduced)
+        votes = await self._vote(group, plan, work, reduced)
         applied, kept, error = await self._finish(plan, work, reduced, votes)
         return RoundOutcome(
             number=number,
@@ -156,8 +159,9 @@ class Averager:
             seconds=replace(
                 seconds, read=was_read - gathered, reduce=was_reduced - was_read, vote=clock() - was_reduced
             ),
-            bytes_sent=sum(entry.bytes_sent for entry in reduced.values()),
-            bytes_received=sum(entry.bytes_received for entry in reduced.values()),
+            helped=sum(not entry.reason for entry in helped),
+            bytes_sent=sum(entry.bytes_sent for entry in (*reduced.values(), *helped)),
+            bytes_received=sum(entry.bytes_received for entry in (*reduced.values(), *helped)),
         )
 
     def _contribution(self, number: int, call: Call, link: Link) -> Contribution:
@@ -203,23 +207,32 @@ class Averager:
             logger.warning("units were not read within %g s", self._config.read_seconds)
             return {}
 
-    async def _reduce(self, group: Group, plan: Plan, work: RoundWork) -> dict[bytes, Reduced]:
-        """All passes, all classes at once in each. A class that fails in one does not come to the next."""
+    async def _reduce(
+        self, group: Group, plan: Plan, work: RoundWork
+    ) -> tuple[dict[bytes, Reduced], tuple[Reduced, ...]]:
+        """All passes, all classes at once in each, and what came of the classes of others that this peer reduces for.
+
+        A class that fails in one pass does not come to the next. Who helps does so in the first.
+        """
         reduced: dict[bytes, Reduced] = {}
-        for _ in range(self._rules.merging.passes if plan.classes else 0):
+        helped = await _in_thread(lambda: helped_work(group, plan, self._rules)) if plan.helped else []
+        done: tuple[Reduced, ...] = ()
+        for index in range(self._rules.merging.passes if plan.classes or helped else 0):
             entries = await _in_thread(lambda: work.entries(self._feedback))
-            results = await self._exchange.reduce(group, entries)
+            results = await self._exchange.reduce(group, entries + helped if not index else entries)
             for unit_class, entry in zip(plan.classes, entries, strict=True):
                 result = results[entry.unit_class.class_id]
                 earlier = reduced.get(unit_class.class_id)
                 reduced[unit_class.class_id] = _joined(earlier, result)
+            done = done or tuple(results[entry.unit_class.class_id] for entry in helped)
             await _in_thread(lambda: work.take_means(reduced))
-        return reduced
+        return reduced, done
 
     async def _vote(
-        self, group: Group, classes: tuple[UnitClass, ...], work: RoundWork, reduced: Mapping[bytes, Reduced]
+        self, group: Group, plan: Plan, work: RoundWork, reduced: Mapping[bytes, Reduced]
     ) -> Mapping[bytes, Mapping[PeerId, Vote]]:
-        if not classes:
+        classes = plan.classes
+        if not classes and not plan.helped:
             return {}
         probes = await _in_thread(lambda: {entry.class_id: work.probes(entry) for entry in classes})
         mine = {

@@ -81,11 +81,20 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitClass:
-    """Units with the same holders: averaged together by one all-reduce among exactly `holders`."""
+    """Units with the same holders: averaged together by one all-reduce among exactly `holders`.
+
+    Where none of them can be dialled, `helpers` reduce for them: reachable members of the group that hold none of it.
+    """
 
     class_id: bytes
     holders: tuple[PeerId, ...]
     units: tuple[UnitId, ...]
+    helpers: tuple[PeerId, ...] = ()
+
+    @property
+    def reducers(self) -> tuple[PeerId, ...]:
+        """Who may combine parts: first the holders, so that one's place among them is its place here, too."""
+        return self.holders + self.helpers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -93,8 +102,9 @@ class ClassWork:
     """One class's all-reduce as this peer enters it.
 
     `vector` is flat, fp32 on the CPU, not scaled; None when this peer cannot bring it, which the others are told at
-    once. `segments` say what each holder's values count for where. `owed_sent` and `owed_sum` are what lossy codecs
-    have kept back before, of what this peer sent and of the sums that it made; same shape as `vector`.
+    once. Who only reduces brings zeros, which count for nothing. `segments` say what each holder's values count for
+    where. `owed_sent` and `owed_sum` are what lossy codecs have kept back before, of what this peer sent and of the
+    sums that it made; same shape as `vector`.
     """
 
     unit_class: UnitClass
@@ -106,7 +116,8 @@ class ClassWork:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reduced:
-    """How one class's all-reduce ended here. `mean` is None where anything was missing, and `reason` says what.
+    """How one class's all-reduce ended here. `mean` is None where anything was missing, and `reason` says what; or,
+    with no reason, where this peer only reduced for others.
 
     `missing` could not finish; `dropped` sent values that no update can have, and were left out of the parts that this
     peer combined; `doubted` combined parts in a way that is out of line with the others (robust.py).
@@ -151,4 +162,7 @@ class Exchange(Protocol):
     async def vote(
         self, group: Group, classes: Sequence[UnitClass], votes: Mapping[bytes, Vote], *, deadline: float
     ) -> Mapping[bytes, Mapping[PeerId, Vote]]:
-        """Tell all holders of each class this peer's vote, and wait for theirs until `deadline`."""
+        """Tell all holders of each class this peer's vote, and wait for theirs until `deadline`.
+
+        Also for who only reduces for others, and has no class of its own: it hands on what it is told.
+        """

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from hivemind.averaging.allreduce import AllReduceRunner
+from hivemind.averaging.allreduce import AllReduceRunner, AveragingMode
 from hivemind.averaging.partition import TensorPartReducer
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import averaging_pb2
@@ -24,7 +24,7 @@ from hivemind.utils.asyncio import aiter_with_timeout, amap_in_executor, as_aite
 from averaging import merge
 from averaging.codecs import make_codec
 from averaging.config import AveragingConfig
-from averaging.exchange import ClassWork, Reduced
+from averaging.exchange import ClassWork, Reduced, UnitClass
 from averaging.hivemind_judge import TELL_SECONDS, Judge, wait_for
 from averaging.hivemind_lost import NETWORK_ERRORS, LostPeer, StreamEnded, blame, leaves, nothing_from
 from averaging.hivemind_reducer import PartCodec, SumReducer
@@ -50,7 +50,7 @@ class Place:
 
 
 class ClassRunner(AllReduceRunner):  # type: ignore[misc]
-    """The all-reduce of one class among exactly its holders. `work.vector` is there."""
+    """The all-reduce of one class among exactly its holders, and who helps them. `work.vector` is there."""
 
     def __init__(
         self, *, place: Place, work: ClassWork, peer_fractions: tuple[float, ...], config: AveragingConfig
@@ -68,8 +68,9 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             group_id=work.unit_class.class_id,
             tensors=(self._debts.vector,),
             weight=1.0,
-            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in work.unit_class.holders),
+            ordered_peer_ids=tuple(PeerID.from_base58(peer) for peer in work.unit_class.reducers),
             peer_fractions=peer_fractions,
+            modes=_modes(work.unit_class, peer_fractions),
             sender_timeout=config.stall_seconds,
             reducer_timeout=2 * config.stall_seconds,
             part_size_bytes=part_bytes(4 * work.vector.numel(), num_reducers, config.part_bytes),
@@ -171,12 +172,11 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
 
     def _result(self) -> Reduced:
         """In a worker thread: what came of it, and who did what cannot be right."""
-        mean = self._mean
         return Reduced(
-            mean=mean,
-            digest=merge.digest([mean]),
+            mean=self._mean,
+            digest=merge.digest([self._mean]),
             dropped=_names(self.ordered_peer_ids, self._parts.dropped),
-            doubted=_names(self.ordered_peer_ids, self._parts.doubted(mean)),
+            doubted=_names(self.ordered_peer_ids, self._parts.doubted(self._mean)),
             owed_sent=self._debts.sent,
             owed_sum=self._debts.summed,
         )
@@ -248,6 +248,35 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
             missing=frozenset(PeerId(peer.to_base58()) for peer in missing),
             dropped=_names(self.ordered_peer_ids, self._parts.dropped),
         )
+
+
+class HelpingRunner(ClassRunner):
+    """The same at one that holds nothing of the class, and reduces for holders behind NAT: it only serves."""
+
+    async def _collect(self) -> None:
+        """Wait until all holders have had this peer's sums.
+
+        Raises:
+            ExceptionGroup: of LostPeer, as where there is something to collect.
+        """
+        reducer = self.tensor_part_reducer
+        async with asyncio.TaskGroup() as tasks:
+            ends = [tasks.create_task(event.wait()) for event in (self._senders.all_served, reducer.failed)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+            if reducer.failure is not None:
+                raise reducer.failure
+
+    def _result(self) -> Reduced:
+        return Reduced(mean=None)
+
+
+def _modes(unit_class: UnitClass, fractions: Sequence[float]) -> tuple[AveragingMode, ...]:
+    """Holders that nobody can dial reduce nothing; helpers do nothing else."""
+    num_holders = len(unit_class.holders)
+    holders = [AveragingMode.NODE if fraction else AveragingMode.CLIENT for fraction in fractions[:num_holders]]
+    return (*holders, *[AveragingMode.AUX] * len(unit_class.helpers))
 
 
 def _names(holders: Sequence[PeerID], places: Iterable[int]) -> frozenset[PeerId]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,14 +17,14 @@ from hivemind.utils.asyncio import as_aiter
 from hivemind.utils.timed_storage import get_dht_time
 
 from averaging import planning, signing
-from averaging.ballot import Ballot, pack_votes
+from averaging.ballot import Ballot, Word, parse_word, word_of
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import BadContribution, RoundFailed
 from averaging.exchange import Call, ClassWork, Contribution, Group, Reduced, UnitClass, Vote
-from averaging.hivemind_allreduce import ClassRunner, Place
+from averaging.hivemind_allreduce import ClassRunner, HelpingRunner, Place
 from averaging.hivemind_lost import NETWORK_ERRORS
 from averaging.hivemind_matchmaking import Joining, find_group
-from averaging.hivemind_servicer import AveragingServicer
+from averaging.hivemind_servicer import AveragingServicer, ServingSeconds
 from averaging.registry import Registry
 from averaging.shuffle import Shuffle
 from peers.identity import verify
@@ -77,7 +77,7 @@ class HivemindExchange:
             runners=self._runners,
             ballots=self._ballots,
             check_join=self._check_join,
-            drain_seconds=config.stall_seconds,
+            seconds=ServingSeconds(drain=config.stall_seconds, vote=config.vote_seconds),
         )
         self._open: dict[bytes, ClassRunner | None] = {}
         self._open_group: bytes | None = None
@@ -139,19 +139,30 @@ class HivemindExchange:
         return results
 
     async def vote(
-        self, group: Group, classes: Sequence[UnitClass], votes: Mapping[bytes, Vote], *, deadline: float
+        self,
+        group: Group,
+        classes: Sequence[UnitClass],
+        votes: Mapping[bytes, Vote],
+        *,
+        deadline: float,
     ) -> Mapping[bytes, Mapping[PeerId, Vote]]:
-        """Tell the holders of each class this peer's vote, and take theirs until `deadline` (DHT time)."""
-        me = self._network.peer_id
-        ballot = Ballot(me, classes, votes)
+        """Tell the holders of each class this peer's vote, and take theirs until `deadline` (DHT time).
+
+        Members behind NAT are called by nobody: they tell those whom they reach, and hear from these what all others
+        say. What this peer is told it hands on as long as its callers stay, also where it only reduces for them.
+        """
+        loop = asyncio.get_running_loop()
+        word = await loop.run_in_executor(None, word_of, group.group_id, votes.values(), self._identity)
+        behind_nat = {entry.peer for entry in group.contributions if entry.client_mode}
+        ballot = Ballot(classes, [entry.peer for entry in group.contributions], behind_nat)
+        ballot.hear(word)
         self._ballots.put(group.group_id, ballot)
-        others = sorted({peer for unit_class in classes for peer in unit_class.holders} - {me})
         try:
             async with asyncio.timeout(max(0.0, deadline - get_dht_time())), asyncio.TaskGroup() as tasks:
                 # Votes are delivered even when the own outcome is clear already: the others wait for them.
-                for peer in others:
-                    theirs = [votes[entry.class_id] for entry in classes if peer in entry.holders]
-                    tasks.create_task(self._send_votes(peer, pack_votes(group.group_id, theirs)))
+                concerned = {peer for entry in classes for peer in entry.reducers}
+                for peer in sorted(concerned - behind_nat - {word.peer}):
+                    tasks.create_task(self._send_votes(peer, word, ballot if word.peer in behind_nat else None))
                 tasks.create_task(ballot.settled())
         except TimeoutError:
             logger.info("votes missing at the deadline run=%s", self._run)
@@ -159,27 +170,31 @@ class HivemindExchange:
             self._close()
         return ballot.votes()
 
-    async def _send_votes(self, peer: PeerId, data: bytes) -> None:
+    async def _send_votes(self, peer: PeerId, word: Word, ballot: Ballot | None) -> None:
+        """Tell one peer; with a `ballot`, stay for what it hands on of others."""
         stub = AveragingServicer.get_stub(self._network.p2p, PeerID.from_base58(peer), namespace=self._run)
         try:
-            stream = await stub.rpc_vote(as_aiter(averaging_pb2.DownloadData(metadata=data)))
+            stream = await stub.rpc_vote(as_aiter(averaging_pb2.DownloadData(metadata=word.data)))
             try:
-                answer = await anext(stream, None)  # and no further: the end of a stream may come late, or never
+                answer = await anext(stream, None)
+                if answer is None or answer.code != averaging_pb2.ACCEPTED:
+                    logger.info("vote not taken peer=%s", peer)
+                elif ballot is not None:
+                    await _hear_others(stream, ballot)
             finally:
                 await stream.aclose()
-            if answer is None or answer.code != averaging_pb2.ACCEPTED:
-                logger.info("vote not taken peer=%s", peer)
         except NETWORK_ERRORS as error:
             logger.info("vote not delivered peer=%s reason=%s", peer, error)
 
     def _runner(self, group: Group, work: ClassWork) -> ClassRunner:
-        units = work.unit_class.units
+        unit_class = work.unit_class
         if work.vector is None:
-            raise RoundFailed(f"no tensors here for {len(units)} units from {units[0]}")
-        return ClassRunner(
+            raise RoundFailed(f"no tensors here for {len(unit_class.units)} units from {unit_class.units[0]}")
+        kind = HelpingRunner if self._network.peer_id in unit_class.helpers else ClassRunner
+        return kind(
             place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run, limit=self._limit),
             work=work,
-            peer_fractions=planning.fractions(work.unit_class.holders, group.contributions),
+            peer_fractions=planning.fractions(unit_class.reducers, group.contributions),
             config=replace(self._config, part_bytes=planning.part_bytes(group.contributions, self._config)),
         )
 
@@ -221,3 +236,25 @@ class HivemindExchange:
             except BadContribution as error:
                 logger.warning("contribution left out run=%s reason=%s", self._run, error)
         return Group(group_id=group_id.digest(), contributions=tuple(contributions))
+
+
+async def _hear_others(stream: AsyncIterator[averaging_pb2.AveragingData], ballot: Ballot) -> None:
+    """Take what a peer hands on of others, until no vote is missing any more."""
+    async with asyncio.TaskGroup() as tasks:
+        hearing = tasks.create_task(_hear(stream, ballot))
+        await ballot.settled()
+        hearing.cancel()
+
+
+async def _hear(stream: AsyncIterator[averaging_pb2.AveragingData], ballot: Ballot) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        for _ in range(MAX_GROUP_PEERS):
+            answer = await anext(stream, None)
+            if answer is None:
+                return
+            ballot.hear(await loop.run_in_executor(None, parse_word, answer.tensor_part.buffer))
+    except BadContribution as error:
+        logger.info("a vote that was handed on is refused: %s", error)
+    except NETWORK_ERRORS as error:
+        logger.info("votes are not handed on any more: %s", error)

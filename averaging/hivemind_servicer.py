@@ -6,17 +6,19 @@ never both be registered.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import AsyncIterator  # noqa: UP035  hivemind reads this very name from the annotations
 
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.p2p import P2PContext, ServicerBase
-from hivemind.proto import averaging_pb2
+from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.utils.asyncio import achain, as_aiter
 
-from averaging.ballot import Ballot, parse_votes
+from averaging.ballot import Ballot, Word, parse_word
 from averaging.errors import BadContribution, RoundFailed
 from averaging.hivemind_allreduce import ClassRunner
 from averaging.hivemind_streams import KeptStream
@@ -31,6 +33,14 @@ CheckJoin = Callable[[PeerId, bytes], Awaitable[None]]
 """Raises BadContribution unless the bytes are a contribution signed by the peer."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServingSeconds:
+    """How long the other side has to take its answers and end its stream, and how long it hears others' votes."""
+
+    drain: float
+    vote: float
+
+
 class AveragingServicer(ServicerBase):  # type: ignore[misc]
     """Serves one run on one P2P node; callers are known by transport identity, never by claim."""
 
@@ -40,9 +50,9 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
         runners: Registry[ClassRunner],
         ballots: Registry[Ballot],
         check_join: CheckJoin,
-        drain_seconds: float,
+        seconds: ServingSeconds,
     ) -> None:
-        self._drain_seconds = drain_seconds  # for the other side to take its answers and end its stream
+        self._seconds = seconds
         self.matchmaking: Matchmaking | None = None
         self._runners = runners
         self._ballots = ballots
@@ -79,21 +89,31 @@ class AveragingServicer(ServicerBase):  # type: ignore[misc]
             else:
                 async for message in runner.rpc_aggregate_part(achain(as_aiter(request), kept), context):
                     yield message
-            await kept.drain(self._drain_seconds)
+            await kept.drain(self._seconds.drain)
 
     async def rpc_vote(
         self, stream: AsyncIterator[averaging_pb2.DownloadData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        """A member of this peer's group tells how its classes ended."""
+        """A member of this peer's group tells how its classes ended, and hears what others have told, if it stays."""
         peer = PeerId(context.remote_id.to_base58())
         async with contextlib.aclosing(KeptStream(stream)) as kept:
             try:
-                group_id, votes = parse_votes((await anext(kept)).metadata)
-                ballot = await self._ballots.get(group_id, peer)
+                word = await self._word((await anext(kept)).metadata, peer)
+                ballot = await self._ballots.get(word.group_id, peer)
             except (StopAsyncIteration, RoundFailed, BadContribution) as error:
                 logger.debug("vote refused peer=%s reason=%s", peer, error)
                 yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
             else:
-                ballot.add(peer, votes)
+                ballot.hear(word)
                 yield averaging_pb2.AveragingData(code=averaging_pb2.ACCEPTED)
-            await kept.drain(self._drain_seconds)
+                async for data in ballot.words(peer, self._seconds.vote):
+                    yield averaging_pb2.AveragingData(
+                        code=averaging_pb2.ACCEPTED, tensor_part=runtime_pb2.Tensor(buffer=data)
+                    )
+            await kept.drain(self._seconds.drain)
+
+    async def _word(self, data: bytes, peer: PeerId) -> Word:
+        word = await asyncio.get_running_loop().run_in_executor(None, parse_word, data)
+        if word.peer != peer:
+            raise BadContribution(f"votes of {word.peer} come from {peer}")
+        return word

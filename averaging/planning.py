@@ -20,6 +20,7 @@ from peers.network import PeerId
 
 _USUAL_MEGABITS_PER_SECOND = 100.0
 _LEAST_PART_BYTES = 2**14
+_MOST_HELPERS = 4  # of one class; more would save little and keep more peers busy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,14 +36,15 @@ class LeftOut:
 class Plan:
     """What this peer does in a round.
 
-    `classes` are those that this peer holds; `shares` say, per unit, what each of its class's holders counts for, in
-    their order (one entry for `alone`, units that nobody else brought). `samples` are those behind each unit's mean.
-    `kept` are own units that take no part, with the reason; `stale` those of them of which another holder has a newer
-    state.
+    `classes` are those that this peer holds, `helped` those of others that it reduces for; `shares` say, per unit, what
+    each of its class's holders counts for, in their order (one entry for `alone`, units that nobody else brought).
+    `samples` are those behind each unit's mean. `kept` are own units that take no part, with the reason; `stale` those
+    of them of which another holder has a newer state.
     """
 
     behind: bool = False
     classes: tuple[UnitClass, ...] = ()
+    helped: tuple[UnitClass, ...] = ()
     shares: Mapping[UnitId, tuple[float, ...]]
     samples: Mapping[UnitId, float]
     alone: tuple[UnitId, ...] = ()
@@ -71,17 +73,20 @@ def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool =
     if is_mixing:
         equals = [replace(entry, units=_of_any_state(entry.units)) for entry in equals]
     brought = _brought(equals, mine.number, config, left_out)
-    return _divide(mine, group.group_id, {entry.peer: entry.client_mode for entry in equals}, brought, left_out, config)
+    members = _Members(
+        group_id=group.group_id, client_mode={entry.peer: entry.client_mode for entry in equals}, brought=brought
+    )
+    return _divide(mine, members, left_out, config)
 
 
-def fractions(holders: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
-    """Which part of a class each holder reduces: in proportion to its bandwidth; nothing for peers behind NAT.
+def fractions(members: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
+    """Which part of a class each member reduces: in proportion to its bandwidth; nothing for peers behind NAT.
 
     Who does not know its bandwidth counts as the mean of those that do, and as a usual link at least, as those who
     know theirs may do so because they keep it low. All zeros when nobody can be reached.
     """
     by_peer = {entry.peer: entry for entry in contributions}
-    reachable = [by_peer[peer] for peer in holders if not by_peer[peer].client_mode]
+    reachable = [by_peer[peer] for peer in members if not by_peer[peer].client_mode]
     known = [entry.megabits_per_second for entry in reachable if _is_bandwidth(entry.megabits_per_second)]
     usual = max(_USUAL_MEGABITS_PER_SECOND, sum(known) / len(known)) if known else 1.0
     speeds = {
@@ -89,7 +94,7 @@ def fractions(holders: Sequence[PeerId], contributions: Iterable[Contribution]) 
         for entry in reachable
     }
     total = sum(speeds.values())
-    return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in holders)
+    return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in members)
 
 
 def part_bytes(contributions: Iterable[Contribution], config: AveragingConfig) -> int:
@@ -205,60 +210,109 @@ def _refusal(brought: Brought, number: int, config: AveragingConfig) -> str:
     return ""
 
 
-def _divide(
-    mine: Contribution,
-    group_id: bytes,
-    client_mode: Mapping[PeerId, bool],
-    brought: Mapping[UnitId, Mapping[PeerId, Brought]],
-    left_out: list[LeftOut],
-    config: AveragingConfig,
-) -> Plan:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Members:
+    """Who takes part, whether it is behind NAT, and what each brings, per unit."""
+
+    group_id: bytes
+    client_mode: Mapping[PeerId, bool]
+    brought: Mapping[UnitId, Mapping[PeerId, Brought]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Division:
+    """One unit's part in a round: who averages it, and what each of them counts for; or why it keeps its value."""
+
+    holders: tuple[PeerId, ...]
+    helpers: tuple[PeerId, ...] = ()
+    shares: tuple[float, ...] = ()
+    samples: float = 0.0
+    kept: str = ""
+
+
+def _divide(mine: Contribution, members: _Members, left_out: list[LeftOut], config: AveragingConfig) -> Plan:
     kept: dict[UnitId, str] = {}
     stale: set[UnitId] = set()
     shares: dict[UnitId, tuple[float, ...]] = {}
     samples: dict[UnitId, float] = {}
     alone: list[UnitId] = []
-    units_by_holders: dict[tuple[tuple[PeerId, ...], tuple[float, ...]], list[UnitId]] = {}
-    least = MIN_HOLDERS[config.recipe.robust]
-    for unit in sorted(mine.units):
-        all_holders = brought.get(unit, {})
-        if mine.peer not in all_holders:
+    alike: dict[tuple[_Division, bool], list[UnitId]] = {}
+    for unit in sorted({*mine.units, *members.brought}):
+        is_own = unit in mine.units
+        if is_own and mine.peer not in members.brought.get(unit, {}):
             kept[unit] = f"own {_refusal(mine.units[unit], mine.number, config)}"
             continue
-        holders = _of_one_state(unit, all_holders, left_out)
-        if mine.peer not in holders:
+        found = _unit_division(unit, members, left_out, config)
+        if is_own and mine.peer not in found.holders:
             kept[unit] = "other holders have a newer state of it, which is fetched first"
             stale.add(unit)
-            continue
-        unit_shares = shares_of([all_holders[holder] for holder in holders], config.recipe)
-        total = math.fsum(all_holders[holder].samples for holder in holders)
-        active = sum(share > 0 for share in unit_shares)
-        if not active:
-            kept[unit] = f"no holder has brought {'tokens' if config.recipe.weighting == 'tokens' else 'samples'} of it"
-        elif len(holders) > 1 and active < least:
-            kept[unit] = f"{active} holders brought an update; the robust mean '{config.recipe.robust}' needs {least}"
-        elif len(holders) > 1 and all(client_mode[holder] for holder in holders):
-            kept[unit] = "all its holders are behind NAT, and nobody can reduce"
-        else:
-            samples[unit], shares[unit] = total, unit_shares
-            if len(holders) == 1:
+        elif is_own and found.kept:
+            kept[unit] = found.kept
+        elif not found.kept and (is_own or mine.peer in found.helpers):
+            samples[unit], shares[unit] = found.samples, found.shares
+            if len(found.holders) == 1:
                 alone.append(unit)
-            else:
-                # A robust mean compares the holders' whole updates, so that a class's units have one say each.
-                alike = unit_shares if config.recipe.robust != "none" else ()
-                units_by_holders.setdefault((holders, alike), []).append(unit)
-    classes = tuple(
-        UnitClass(class_id=_class_id(group_id, holders, units), holders=holders, units=tuple(units))
-        for (holders, _), units in sorted(units_by_holders.items())
-    )
+                continue
+            # A robust mean compares the holders' whole updates, so that a class's units have one say each.
+            one_say = found.shares if config.recipe.robust != "none" else ()
+            alike.setdefault((replace(found, shares=one_say, samples=0.0), is_own), []).append(unit)
+    classes = {
+        is_own: tuple(
+            _class_of(members.group_id, division, units)
+            for (division, own), units in sorted(alike.items(), key=lambda item: (item[0][0].holders, item[1]))
+            if own == is_own
+        )
+        for is_own in (True, False)
+    }
     return Plan(
-        classes=classes,
+        classes=classes[True],
+        helped=classes[False],
         shares=shares,
         samples=samples,
         alone=tuple(alone),
         kept=kept,
         stale=frozenset(stale),
         left_out=tuple(left_out),
+    )
+
+
+def _unit_division(unit: UnitId, members: _Members, left_out: list[LeftOut], config: AveragingConfig) -> _Division:
+    all_holders, recipe = members.brought[unit], config.recipe
+    holders = _of_one_state(unit, all_holders, left_out)
+    shares = shares_of([all_holders[holder] for holder in holders], recipe)
+    active, least = sum(share > 0 for share in shares), MIN_HOLDERS[recipe.robust]
+    if not active:
+        what = "tokens" if recipe.weighting == "tokens" else "samples"
+        return _Division(holders=holders, kept=f"no holder has brought {what} of it")
+    if len(holders) > 1 and active < least:
+        reason = f"{active} holders brought an update; the robust mean '{recipe.robust}' needs {least}"
+        return _Division(holders=holders, kept=reason)
+    helpers: tuple[PeerId, ...] = ()
+    if len(holders) > 1 and all(members.client_mode[holder] for holder in holders):
+        helpers = _helpers(members, holders)
+        if not helpers:
+            return _Division(holders=holders, kept="all its holders are behind NAT, and nobody can reduce")
+        if recipe.merging == "power":  # in its second pass the sizes follow from ranks that a helper does not know
+            reason = "all its holders are behind NAT; merging 'power' needs one that can be reached"
+            return _Division(holders=holders, kept=reason)
+    samples = math.fsum(all_holders[holder].samples for holder in holders)
+    return _Division(holders=holders, helpers=helpers, shares=shares, samples=samples)
+
+
+def _helpers(members: _Members, holders: Sequence[PeerId]) -> tuple[PeerId, ...]:
+    """Who reduces for holders behind NAT: a few reachable members, others in each round, so that all do their part."""
+    reachable = [peer for peer, is_client in members.client_mode.items() if not is_client and peer not in holders]
+    seed = members.group_id + "".join(holders).encode()
+    drawn = sorted(reachable, key=lambda peer: hashlib.sha256(seed + peer.encode()).digest())
+    return tuple(sorted(drawn[:_MOST_HELPERS]))
+
+
+def _class_of(group_id: bytes, division: _Division, units: Sequence[UnitId]) -> UnitClass:
+    return UnitClass(
+        class_id=_class_id(group_id, division.holders, units),
+        holders=division.holders,
+        units=tuple(units),
+        helpers=division.helpers,
     )
 
 

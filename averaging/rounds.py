@@ -133,9 +133,12 @@ def is_decided(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> bool:
 
 
 def _accused(unit_class: UnitClass, by_peer: Mapping[PeerId, frozenset[PeerId]]) -> frozenset[PeerId]:
-    """Whom most of the other holders accuse. Of two, each could convict the other by itself: nobody is."""
+    """Whom most of the other holders accuse. Of two, each could convict the other by itself: nobody is.
+
+    Who reduces for the holders is judged as they are, but has no say.
+    """
     holders = set(unit_class.holders)
     if len(holders) < 3:
         return frozenset()
     accusations = {peer: accused for peer, accused in by_peer.items() if peer in holders}
-    return convicted(accusations, len(holders)) & holders
+    return convicted(accusations, len(holders)) & set(unit_class.reducers)

@@ -12,6 +12,7 @@ from averaging.merge import UnitTensors, is_finite
 from averaging.merging import Merging, UnitView, make_merging, probes
 from averaging.outer import OuterConfig, check_outer, outer_step
 from averaging.recipe import Recipe
+from blocks.spans import UnitId
 
 CONTROL = "control/"
 _STEP_KINDS = ("velocity/", "first/", "second/", "step/")
@@ -39,11 +40,16 @@ class UnitResult:
     resets_moments: bool = False
 
 
-class UnitRules:
-    """A recipe's rules over single units. `seed` and `rank` are the run's."""
+Shapes = Mapping[UnitId, Mapping[str, tuple[int, ...]]]
+"""Of the run's whole adapter: the shape of each tensor, by unit and name."""
 
-    def __init__(self, recipe: Recipe, *, seed: int = 0, rank: int = 8) -> None:
+
+class UnitRules:
+    """A recipe's rules over single units. `seed`, `rank` and `shapes` are the run's."""
+
+    def __init__(self, recipe: Recipe, *, seed: int = 0, rank: int = 8, shapes: Shapes | None = None) -> None:
         self.recipe = recipe
+        self._shapes = shapes or {}
         self.merging: Merging = make_merging(recipe.merging, seed=seed, rank=rank)
         self._outer = OuterConfig(
             name=recipe.outer, learning_rate=recipe.outer_learning_rate, momentum=recipe.outer_momentum
@@ -69,6 +75,21 @@ class UnitRules:
                 agreed = unit.view.outer.get(CONTROL + name, torch.zeros_like(live))
                 brought[CONTROL + name] = unit.control.get(name, agreed) - agreed
         return brought
+
+    def nothing(self, unit: UnitId, number: int) -> dict[str, torch.Tensor]:
+        """What a holder of `unit`, last averaged in round `number`, would bring first if it had learnt nothing.
+
+        For who reduces a unit without holding it, under rules of one pass.
+
+        Raises:
+            BadTensors: the run has no such unit, or its rules of merging need more of a unit than its shapes.
+        """
+        shapes = self._shapes.get(unit)
+        if not shapes or self.merging.passes > 1:
+            raise BadTensors(f"{unit} cannot be reduced here without being held")
+        zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        view = UnitView(unit=unit, round=number, live=zeros, anchor=zeros, outer={}, scaling=1.0)
+        return self.bring(UnitInput(view=view), [])
 
     def finish(self, unit: UnitInput, means: Sequence[UnitTensors]) -> UnitResult:
         """The unit's new values and agreed state, once all passes are through."""

@@ -23,6 +23,7 @@ from peers.wire import OFF_LOOP_BYTES, Frame, check_finite, read_frame, sent_byt
 from peers.wire_format import WireFormat
 
 HELLO_SECONDS = 10.0
+_REST_SECONDS = 1.0  # for the rest of a message whose sender waits no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,13 +154,22 @@ class Caller:
     async def _write(self, frame: Frame) -> int:
         if self.is_closed:
             raise StreamClosed(f"the stream to {self.peer} is closed")
+        writing = asyncio.ensure_future(write_frame(self._stream.writer, frame))
         try:
-            return await write_frame(self._stream.writer, frame)
+            return await asyncio.shield(writing)
         except BadMessage as error:  # nothing was sent, and another peer would not take it either
             raise Refused(str(error), RefusalCode.MALFORMED) from error
         except asyncio.CancelledError:
-            # Half a frame may be out: whatever came after it would be read as its rest.
-            self._end("a message was cut off")
+            # Half a frame may be out: whatever came after it would be read as its rest. Others use this stream, so the
+            # rest gets a moment, under the lock.
+            try:
+                await asyncio.wait({writing}, timeout=_REST_SECONDS)
+            finally:
+                if not writing.done():
+                    writing.cancel()
+                    self._end("a message was cut off")
+                elif not writing.cancelled():
+                    writing.exception()  # seen: nobody waits for it any more
             raise
 
     async def close(self) -> None:

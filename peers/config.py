@@ -14,7 +14,8 @@ class NetworkConfig:
     """How this peer listens and whom it asks first.
 
     `port` 0 takes any free port. `announce` replaces the addresses that others are told, for a peer behind a
-    forwarded port. `client_mode` listens nowhere: for peers that nobody can dial. Counts bound incoming streams.
+    forwarded port. `client_mode` listens nowhere: for peers that nobody can dial. `use_relay` lets p2pd try circuits
+    through the bootstrap peers, which carry no work: its relays cut each after 128 KiB. Counts bound incoming streams.
 
     Raises:
         ValueError: a setting that cannot work; the message names it.

@@ -224,10 +224,10 @@ class Daemon(P2P):  # type: ignore[misc]
         await self._child.wait()
         return " / ".join(self._last_lines)[-400:]
 
-    async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None = None) -> None:
+    async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None) -> None:
         """Call `handler(info, reader, writer)` for each incoming stream of `name`; no framing, no cap.
 
-        Strangers to a private run get what `refuse(error, reader, writer)` says. Without it the stream is open to all.
+        Strangers to a private run get what `refuse(error, reader, writer)` says; with None the stream is open to them.
         """
 
         async def gated(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

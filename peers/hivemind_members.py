@@ -43,7 +43,7 @@ class Members:
 
     async def start(self) -> None:
         """From now on nobody passes who is no member. Before anything else is served."""
-        await self._p2p.serve_raw(self._protocol, self._tell)
+        await self._p2p.serve_raw(self._protocol, self._tell, None)
         self._p2p.gate = self.gate
         self._sweeping = asyncio.create_task(self._sweep(), name="sweep of the gate")
 

@@ -7,7 +7,7 @@ import logging
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,10 +120,7 @@ class HivemindNetwork:
         """
         if self.config.client_mode:
             return ()
-        try:
-            visible = await self.p2p.get_visible_maddrs(latest=True)
-        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-            raise NetworkFailed(f"p2pd of peer {self.peer_id} does not answer: {one_line(error)}") from error
+        visible = await _asked(self.peer_id, self.p2p.get_visible_maddrs(latest=True))
         return tuple(str(address) for address in visible)
 
     async def remember(self, addresses: Iterable[str]) -> None:
@@ -150,6 +147,15 @@ class HivemindNetwork:
             raise NetworkFailed(
                 f"peer {peer} cannot be reached at {', '.join(where)[:300]}: {one_line(error)}"
             ) from error
+
+    async def connected(self) -> frozenset[PeerId]:
+        """To whom there is a connection now, whoever made it.
+
+        Raises:
+            NetworkFailed: p2pd is gone.
+        """
+        found = await _asked(self.peer_id, self.p2p.list_peers())
+        return frozenset(PeerId(each.peer_id.to_base58()) for each in found)
 
     async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
         """Dial `peer` and open a stream of `kind`. The caller keeps the writer (asyncio closes lost ones).
@@ -178,7 +184,7 @@ class HivemindNetwork:
             async with asyncio.timeout(self.config.dial_seconds):
                 await stream.writer.drain()
 
-        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell))
+        await self.p2p.serve_raw(group_protocol(group), partial(self._handle, "group", tell), None)
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends, for whatever reason, and return its last words; then nothing here works any more."""
@@ -276,6 +282,14 @@ async def _start_held(
     network = HivemindNetwork(config, run, identity, p2p, HivemindDirectory(dht_node, identity, cache))
     network._members = members
     return network
+
+
+async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
+    """What this node's own p2pd says."""
+    try:
+        return await question
+    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+        raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
 
 
 def _check_port_is_free(config: NetworkConfig) -> None:

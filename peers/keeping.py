@@ -41,13 +41,15 @@ class Hosts:
     declined: Collection[tuple[PeerId, UnitId]] = ()
 
     def holders(self, block: int) -> frozenset[PeerId]:
-        """Who trains the block."""
-        found = {record.peer for record in self.others if block in record.span}
+        """Who trains the block and can hand its unit to whoever asks, which nobody behind NAT can; and `me`."""
+        found = {record.peer for record in self.others if block in record.span and not record.behind_nat}
         return frozenset(found | {self.me} if block in self.span else found)
 
     def keepers(self, unit: UnitId) -> tuple[PeerId, ...]:
         """Who should keep the unit: enough that three have it."""
-        willing = {record.peer for record in self.others if (record.peer, unit) not in self.declined}
+        willing = {
+            record.peer for record in self.others if (record.peer, unit) not in self.declined and not record.behind_nat
+        }
         return keepers_of(unit, self.holders(parse_unit(unit)[1]), willing | {self.me})
 
 

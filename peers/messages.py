@@ -14,8 +14,9 @@ from peers.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, sev
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
 from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, OFFER, PLACE, SPAN, TIMING, UNIT, Offer, Place, Timing
 
-PROTOCOL_MIN = 4  # 1 drove chains hop by hop, 2 brought scaled values to rounds, 3 sent their parts as protobuf
-PROTOCOL_MAX = 4
+# 1 drove chains hop by hop, 2 brought scaled values to rounds, 3 sent their parts as protobuf, 4 did not sign votes
+PROTOCOL_MIN = 5
+PROTOCOL_MAX = 5
 MAX_BATCH = 4096
 MAX_POSITIONS = 1 << 21
 MAX_HOPS = 256

@@ -29,7 +29,7 @@ MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nob
 MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
-ROLES = ("host", "trainer", "client", "keeper")
+ROLES = ("host", "holder", "trainer", "client", "keeper")  # a holder serves itself alone: nobody can dial it
 AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span serves nobody now; empty while it does
 
 _DOMAIN = b"swarmtune record 1\0"
@@ -174,7 +174,7 @@ class ProgressRecord:
 
     `proposal` is (round, DHT time, seconds) when this peer proposes to begin that round then, and to close its group
     so many seconds later at the latest. `keeps` are others' units that it stores (see keeping.py). `away` is one of
-    `AWAY`: a peer that is away comes to no round.
+    `AWAY`: a peer that is away comes to no round. Who is `behind_nat` can be called only by those whom it has dialled.
     """
 
     kind: ClassVar[str] = "progress"
@@ -190,6 +190,7 @@ class ProgressRecord:
     )
     keeps: tuple[Keeping, ...] = wired(several(_KEEPING, MAX_KEEPINGS), default=())
     away: str = wired(_AWAY, default="")
+    behind_nat: bool = wired(BOOLEAN, default=False)
     expires_at: float = wired(_MOMENT)
 
     def digest_of(self, block: int) -> bytes | None:

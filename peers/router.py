@@ -22,7 +22,17 @@ from peers.network import PeerId
 from peers.paces import Paces
 from peers.pool import Pool
 from peers.records import PeerRecord
-from peers.routing import EVERYBODY, Hop, HostView, RouteRules, kept_apart, pick_fast, pick_spread, views_of
+from peers.routing import (
+    EVERYBODY,
+    Hop,
+    HostView,
+    RouteRules,
+    is_usable_by,
+    kept_apart,
+    pick_fast,
+    pick_spread,
+    views_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +119,7 @@ class LiveRouter:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
             self.found = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
-            self.records = tuple(record for record in self.found if "host" in record.roles)
+            self.records = tuple(record for record in self.found if is_usable_by(record, self._pool.me))
             asked = dict.fromkeys([*self._to_measure(), *self.health.to_probe(), *self._announced_anew()])
             await asyncio.gather(*(self._probe(peer) for peer in asked))
 

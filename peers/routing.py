@@ -83,8 +83,13 @@ class RouteRules:
 EVERYBODY = RouteRules()
 
 
+def is_usable_by(record: PeerRecord, me: PeerId) -> bool:
+    """Whether chains of the peer `me` may lead through a record's peer: hosts, and what `me` holds for itself."""
+    return "host" in record.roles or ("holder" in record.roles and record.peer == me)
+
+
 def views_of(records: Sequence[PeerRecord], measured_rtt_seconds: Mapping[PeerId, float]) -> list[HostView]:
-    """Hosts as seen from here: what they announce, with the round-trip times measured by this peer."""
+    """Hosts as seen from here: what they announce, with the round-trip times measured by this peer. All are usable."""
     return [
         HostView(
             peer=record.peer,
@@ -94,7 +99,6 @@ def views_of(records: Sequence[PeerRecord], measured_rtt_seconds: Mapping[PeerId
             rtt_seconds=measured_rtt_seconds.get(record.peer, DEFAULT_RTT_SECONDS),
         )
         for record in records
-        if "host" in record.roles
     ]
 
 

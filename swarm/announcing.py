@@ -89,7 +89,7 @@ class Announcer:
             NetworkFailed: it cannot be done.
         """
         node, host, place = self._node, self.host, self.place
-        serving = host is not None and not self.away
+        serving, behind_nat = host is not None and not self.away, node.config.network.client_mode
         record = PeerRecord(
             run=node.config.run,
             peer=node.network.peer_id,
@@ -105,13 +105,14 @@ class Announcer:
             dtype="none" if host is None else host.config.quantize or str(host.config.dtype).removeprefix("torch."),
             nickname=self._nickname,
             # The DHT keeps what expires last, so a goodbye is a newer record without the role, not a shorter one.
-            roles=("host",) if serving else (),
+            roles=(("holder",) if behind_nat else ("host",)) if serving else (),
             away=self.away,
             capacity=place.capacity,
             pinned=place.pinned,
             since=place.since,
             moved=place.moved,
-            moves_to=place.moves_to or (place.span if host is None else None),
+            # What only this peer can use is no promise to others.
+            moves_to=None if behind_nat else place.moves_to or (place.span if host is None else None),
             expires_at=node.network.dht_time() + RECORD_LIFE_SECONDS,
         )
         self.sealed = seal_record(node.network.identity, record)

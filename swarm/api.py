@@ -43,11 +43,13 @@ def join(
     host: str = "0.0.0.0",
     config: PeerConfig | None = None,
     threads: int | None = None,
+    behind_nat: bool = False,
 ) -> Peer:
     """Enter a run by its join string, its directory, or another peer's `.join`.
 
     `blocks` is "auto" (what the swarm lacks most), "A:B", or None to hold nothing, as trainers and clients do. `host`
-    is the address to listen on: 127.0.0.1 for a swarm of this machine alone. `config` replaces `host` and `threads`.
+    is the address to listen on: 127.0.0.1 for a swarm of this machine alone. A peer `behind_nat` listens nowhere, and
+    holds "A:B" for itself. `config` replaces `host`, `threads` and `behind_nat`.
 
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
@@ -55,7 +57,7 @@ def join(
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
         cache_dir=CACHE.expanduser(),
-        network=NetworkConfig(host=host, client_mode=blocks is None),
+        network=NetworkConfig(host=host, client_mode=behind_nat or blocks is None),
         num_threads=threads,
     )
     peer = enter(target, config)

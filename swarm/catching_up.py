@@ -30,11 +30,12 @@ _DISTRUST_SECONDS = 10.0  # before a peer is asked again that was silent, or sen
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatchUpConfig:
-    """The run's rounds; how long one unit's fetch may take, and how many peers are asked for it."""
+    """The run's rounds; how long one unit's fetch may take, and how many of those who can be are asked for it."""
 
     averaging: AveragingConfig
     fetch_seconds: float = 60.0
     max_peers_asked: int = 3
+    can_ask: Callable[[Sequence[ProgressRecord]], list[ProgressRecord]] = list
 
 
 class CatchUp:
@@ -65,7 +66,7 @@ class CatchUp:
             return True
         if self.is_mixing or now < self._stray_check_at:
             return False
-        digests = self._host.digests()
+        digests, others = self._host.digests(), self._config.can_ask(others)
         strayed = any(
             _worth_asking(others, parse_unit(unit)[1], own, digests) for unit, own in self._host.units.items()
         )
@@ -104,12 +105,13 @@ class CatchUp:
             check=lambda state: check_state(state, self._host.rules.shapes),
             lost=set(self._distrusted),
         )
+        able = self._config.can_ask(others)
         for unit in units:
             own = self._host.units[unit]
-            candidates = [r for r in others if r.round > own.round] if self.is_mixing else others
+            candidates = [r for r in able if r.round > own.round] if self.is_mixing else able
             peers = _worth_asking(candidates, parse_unit(unit)[1], own, self._host.digests(), is_start=is_start)
-            able = [peer for peer in peers if peer not in fetching.lost]
-            state = await fetch_newest(self._pool, able[: self._config.max_peers_asked], unit, fetching)
+            left = [peer for peer in peers if peer not in fetching.lost]
+            state = await fetch_newest(self._pool, left[: self._config.max_peers_asked], unit, fetching)
             if state is not None and state.version > own.version:
                 found[unit] = state
         self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)

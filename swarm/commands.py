@@ -59,8 +59,9 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     config = replace(
         _config(options, network, model=options.model, nickname=options.nickname), max_send=options.max_send
     )
-    with Peer.enter(options.target, config) as peer:
+    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
+        stack.enter_context(tracked(peer, options.track))
         from swarm.loading import HostingConfig
 
         logger.info("model code is imported")
@@ -125,7 +126,7 @@ def run_revoke(options: RevokeOptions, screen: Screen) -> None:
     screen.now("entering the swarm")
     try:
         with Peer.enter(options.target, _config(options, _client(options))) as peer:
-            spread = peer.spread_revocations()
+            spread = peer.node.revocations is not None and peer.node.revocations.is_spread
     except (BadJoinString, PeerError) as error:
         logger.debug("the list was not brought to the swarm reason=%s", error)
         spread = False
@@ -143,7 +144,8 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         keep_first=options.keep_first,
     )
     own = Span(0, options.keep_first) if options.keep_first else options.blocks
-    network = NetworkConfig(bootstrap=options.peers) if own else _client(options)
+    is_dialled = own is not None and not options.behind_nat
+    network = NetworkConfig(bootstrap=options.peers) if is_dialled else _client(options)
     screen.now("entering the swarm")
     config = replace(
         _config(options, network, model=options.model),
@@ -151,8 +153,7 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         route_seconds=options.wait_seconds,
         wire=options.wire,
     )
-    with Peer.enter(options.target, config) as peer, ExitStack() as stack:
-        stack.enter_context(tracked(peer, options.track))
+    with Peer.enter(options.target, config) as peer, tracked(peer, options.track):
         if own is not None:
             screen.now(f"loading blocks {own}")
             peer.hold(own, _hosting(options, options.device))

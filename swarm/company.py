@@ -16,12 +16,19 @@ from peers.router import LiveRouter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """What a host knows of the others: where they are found, how they are asked, and the clock that all agree on."""
+    """What a host knows of the others: where they are found, how they are asked, and the clock that all agree on; and
+    whether it is behind NAT itself, so that it reaches none of those who are.
+    """
 
     directory: Directory
     pool: Pool
     dht_time: Callable[[], float]
     router: LiveRouter
+    behind_nat: bool = False
+
+    def reachable(self, records: Sequence[ProgressRecord]) -> list[ProgressRecord]:
+        """Those of `records` that this peer can call. One behind NAT keeps a connection to who is not (reaching.py)."""
+        return [record for record in records if not (self.behind_nat and record.behind_nat)]
 
 
 class Company:
@@ -55,7 +62,11 @@ class Company:
     async def check(self, span: Span) -> None:
         """Ask the holders of a block of `span` whether they are there; who is not is left out of `others`."""
         holders = [each for each in self.others() if each.span.start < span.end and span.start < each.span.end]
-        await self._around.router.check([each.peer for each in holders])
+        await self.ask(holders)
+
+    async def ask(self, records: Sequence[ProgressRecord]) -> None:
+        """Ask them whether they are there; who does not answer is left out of `others`. Who cannot be asked stays."""
+        await self._around.router.check([record.peer for record in self._around.reachable(records)])
 
     def banned(self) -> frozenset[PeerId]:
         """Whom this peer does not average with now."""

@@ -58,7 +58,7 @@ async def export(node: Node, config: PeerConfig, directory: Path) -> int:
         peers = [*holders, *keepers_with(progress, block)]
         state = await fetch_newest(node.pool, peers, unit, fetching)
         if state is None:  # a keeper's record is a second behind what it keeps
-            others = [record.peer for record in progress if record.peer not in peers]
+            others = [record.peer for record in progress if record.peer not in peers and not record.behind_nat]
             state = await fetch_newest(node.pool, others, unit, fetching)
         if state is None:
             raise NoRoute(

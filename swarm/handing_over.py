@@ -68,8 +68,8 @@ class HandingOver:
 
     def sole_units(self) -> list[UnitId]:
         """Held units that nobody else holds, as far as records show."""
-        hosts = self._hosts()
-        return [unit for unit in self._host.units if len(hosts.holders(parse_unit(unit)[1])) == 1]
+        spans = [record.span for record in self._others()]
+        return [unit for unit in self._host.units if not any(parse_unit(unit)[1] in span for span in spans)]
 
     def _hosts(self) -> Hosts:
         return Hosts(me=self._pool.me, span=self._host.span, others=self._others(), declined=frozenset(self._declined))

@@ -144,7 +144,13 @@ def round_keeper(node: Node, host: Holder, exchange: HivemindExchange) -> RoundK
     return RoundKeeper(
         host,
         Averager(exchange, network.peer_id, host.rules.layout, averaging, rules=host.rules.units, now=network.dht_time),
-        Surroundings(directory=node.directory, pool=node.pool, dht_time=network.dht_time, router=node.router),
+        Surroundings(
+            directory=node.directory,
+            pool=node.pool,
+            dht_time=network.dht_time,
+            router=node.router,
+            behind_nat=network.config.client_mode,
+        ),
         KeeperConfig(
             whole=node.whole,
             averaging=averaging,

@@ -144,6 +144,6 @@ async def run_rules(node: Node, source: ModelSource, own_rank: int = 0) -> RunRu
         lora=lora,
         optimizer=optimizer_config(spec),
         batch_size=spec.training.batch_size,
-        units=unit_rules(spec),
+        units=unit_rules(spec, shapes),
         shapes=shapes,
     )

@@ -35,6 +35,7 @@ from swarm.config import RunSpec
 from swarm.entry import PrivateRun
 from swarm.errors import BadConfig, BadJoinString, NotInvited
 from swarm.metrics import MetricsLog, Value
+from swarm.reaching import Reaching
 from swarm.revoking import RevocationWatch
 from swarm.run import RunId, open_run, save_run
 
@@ -116,12 +117,8 @@ class Node:
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
             node = cls(config, network, open_run(blob, config.run))
-            if node.spec.security.private and config.private is None:
-                raise NotInvited(
-                    f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
-                    " invitation that comes back"
-                )
             _keep_run(config.state, blob)
+            await _watch_revoked(node)
             await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
             await node.router.refresh()
             if config.lan is not None and not config.network.client_mode:
@@ -134,10 +131,6 @@ class Node:
         node.spawn(node.router.run(), "router")
         node.spawn(_keep_known(node, blob), "address book and run record")
         node.spawn(_measure(node), "metrics")
-        if network.gate is not None and config.private is not None:
-            owner, lists = config.private.members.owner, config.private.lists
-            node.revocations = RevocationWatch(network.directory, network.gate, owner, config.run, lists)
-            node.spawn(node.revocations.run(), "those revoked")
         return node
 
     @property
@@ -165,6 +158,13 @@ class Node:
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
+        behind_nat = self.network.config.client_mode
+        if behind_nat and config.span is None:
+            raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
+        if behind_nat and config.span is not None:
+            reaching = Reaching(self.network, lambda: self.router.found, config.span)
+            await reaching.look()
+            self.spawn(reaching.run(), "connections")
         self._holding = Holding(self, config)
         return await self._holding.begin()
 
@@ -233,9 +233,7 @@ class Node:
                 task.result()
 
     async def stop(self) -> None:
-        """Leave: say so and finish what is in flight, checkpoint, close streams, end p2pd. A step that fails does not
-        keep the others from it.
-        """
+        """Leave: say so, finish what is in flight, checkpoint, close streams, end p2pd; whichever of these fails."""
         try:
             for part in self.members():
                 await part.leave()
@@ -290,6 +288,28 @@ async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) 
 
     assert config.lan is not None
     return await show_up(network, config.lan, config.run, run_name)
+
+
+async def _watch_revoked(node: Node) -> None:
+    """In a private run: take the owner's newest list before anything is done, and look for newer ones from then on.
+
+    Raises:
+        NotInvited: the run is private, and nothing here lets this peer in.
+        BadMembership: the owner has put this peer out.
+    """
+    private, gate = node.config.private, node.network.gate
+    if private is None or gate is None:
+        if node.spec.security.private:
+            raise NotInvited(
+                f"run {node.spec.name} is private; send the id that `swarm id` prints to its owner, and join by the"
+                " invitation that comes back"
+            )
+        return
+    owner = private.members.owner
+    node.revocations = RevocationWatch(node.network.directory, gate, owner, node.config.run, private.lists)
+    await node.revocations.look()
+    gate.check_own()
+    node.spawn(node.revocations.run(), "those revoked")
 
 
 async def _measure(node: Node) -> None:

@@ -67,6 +67,7 @@ class JoinOptions(PeerOptions):
     frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
     `keep_megabytes` of disk are for units that others hold; those that dead peers left in `resume` are taken over.
     `max_send` is in bytes per second; `hours` are when this peer takes part. None: no bound.
+    `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     blocks: Span | None = None
@@ -86,6 +87,7 @@ class JoinOptions(PeerOptions):
     max_memory_bytes: int | None = None
     max_send: float = math.inf
     hours: Hours | None = None
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +96,15 @@ class TrainOptions(PeerOptions):
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
-    it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
-    work for them. `wire` is how activations travel; None: as the run says.
-    `track` names programs that get the metrics, too (swarm.trackers).
+    it trains through itself, and only adapters leave it. Others use these blocks too, unless it is `behind_nat` and
+    they cannot. The first `keep_first` blocks it holds, and nobody else gets work for them. `wire` is how activations
+    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers).
     """
 
     data: tuple[Path, ...]
     blocks: Span | None = None
     keep_first: int = 0
+    behind_nat: bool = False
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()

@@ -68,7 +68,12 @@ class Member:
     def begin(self, optimizer: Optimizer) -> None:
         """The loop is about to train: put the run's newest state into the model's adapter, in place of what is there,
         and follow `optimizer`.
+
+        Raises:
+            BadConfig: this member has left its run.
         """
+        if self._is_closed:
+            raise BadConfig("this member has left its run, as its training had ended; make a new one to train on")
         self._gate.rest()
         self.peer.loop.run(self._part.units.restart())
         self._part.units.steps.optimizer = optimizer

@@ -219,10 +219,6 @@ class Peer:
 
         return load_tokenizer(find_run_model(self.node.spec, self.config.model, self.config.cache_dir))
 
-    def spread_revocations(self) -> bool:
-        """See now that the swarm has the newest list of those revoked; whether others took it."""
-        return self.node.revocations is None or self.loop.run(self.node.revocations.look())
-
     def status(self) -> Status:
         """Who holds what, how far the run is, who trains."""
         return self.loop.run(look(self.node))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from averaging.rounds import Moment, PeerProgress
-from peers.directory import Directory
 from peers.keeping import Copy, told
-from peers.network import PeerId
 from peers.records import Keeping, ProgressRecord, Proposal
+from swarm.company import Surroundings
 from swarm.holder import Holder
 
 LIFE_SECONDS = 60.0
@@ -18,10 +15,10 @@ _BETWEEN_SECONDS = 1.0
 class ProgressTeller:
     """Publishes one host's progress: on change, at most once a second, and before the last word expires."""
 
-    def __init__(self, host: Holder, me: PeerId, directory: Directory, dht_time: Callable[[], float]) -> None:
+    def __init__(self, host: Holder, around: Surroundings) -> None:
         self.proposal: Proposal | None = None
         self.away = ""
-        self._host, self._me, self._directory, self._dht_time = host, me, directory, dht_time
+        self._host, self._around = host, around
         self._told: tuple[int, int, Proposal | None, str, tuple[Keeping, ...]] | None = None
         self._told_at = float("-inf")
 
@@ -29,13 +26,13 @@ class ProgressTeller:
         """This host's own entry among all."""
         number = self._host.round + 1
         return PeerProgress(
-            peer=self._me, number=number, samples=self._samples(), moment=_moment(self.proposal, number)
+            peer=self._around.pool.me, number=number, samples=self._samples(), moment=_moment(self.proposal, number)
         )
 
     async def tell(self) -> None:
         """Publish if there is something to say and it is time to. What others wait for goes out at once."""
         say = (self._host.round, self._samples(), self.proposal, self.away, self._keeps())
-        now = self._dht_time()
+        now = self._around.dht_time()
         age = now - self._told_at
         urgent = self._told is None or (say[0], *say[2:4]) != (self._told[0], *self._told[2:4])
         fresh = say == self._told or age < _BETWEEN_SECONDS
@@ -44,7 +41,7 @@ class ProgressTeller:
         self._told, self._told_at = say, now
         record = ProgressRecord(
             run=self._host.rules.run,
-            peer=self._me,
+            peer=self._around.pool.me,
             span=self._host.span,
             round=say[0],
             samples=say[1],
@@ -52,10 +49,11 @@ class ProgressTeller:
             digests=b"".join(digest for _, digest in sorted(self._host.digests().items())),
             proposal=say[2],
             away=say[3],
+            behind_nat=self._around.behind_nat,
             keeps=say[4],
             expires_at=now + LIFE_SECONDS,
         )
-        await self._directory.publish(record)
+        await self._around.directory.publish(record)
 
     def _keeps(self) -> tuple[Keeping, ...]:
         units = self._host.kept.units

@@ -76,6 +76,8 @@ class RevocationWatch:
     def __init__(self, store: RevokedStore, gate: Gate, owner: bytes, run: RunId, directories: Sequence[Path]) -> None:
         self._store, self._gate, self._directories = store, gate, tuple(directories)
         self._owner, self._run = owner, run
+        self.is_spread = False
+        """Whether other peers took the newest list, when this one offered it last."""
         self._stored_at = 0.0
         self._stored = self._kept = -1
 
@@ -90,15 +92,15 @@ class RevocationWatch:
             self._gate.check_own()  # after the list is kept, which may name this peer
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def look(self) -> bool:
-        """Take the newest list there is, and see that the swarm has it. Whether other peers have it now."""
+    async def look(self) -> None:
+        """Take the newest list there is, and see that the swarm has it."""
         found = [self._gate.revoked]
         found += await asyncio.to_thread(_on_disk, self._directories, self._owner, self._run)
         for blob in await self._store.find_revoked(self._run):
             found += _opened(blob, self._owner, self._run, "in the swarm")
         revoked = newest(found)
         if not revoked.blob:
-            return True
+            return
         if self._gate.revoke(revoked):
             logger.warning("the owner has revoked memberships; list %d is in force", revoked.number)
         if revoked.number > self._kept:
@@ -109,11 +111,10 @@ class RevocationWatch:
                 logger.warning("%s", error)
         is_due = revoked.number > self._stored or time.monotonic() > self._stored_at + _STORE_SECONDS
         if not is_due or not self._gate.own.role.covers(Role.TRAINER):
-            return True
-        is_there = await self._store.store_revoked(self._run, revoked.blob, time.time() + LIFE_SECONDS)
-        if is_there:
+            return
+        self.is_spread = await self._store.store_revoked(self._run, revoked.blob, time.time() + LIFE_SECONDS)
+        if self.is_spread:
             self._stored, self._stored_at = revoked.number, time.monotonic()
-        return is_there
 
 
 def _on_disk(directories: Sequence[Path], owner: bytes, run: RunId) -> list[Revocations]:

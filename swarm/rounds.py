@@ -65,8 +65,10 @@ class RoundKeeper:
         """Held while this host looks at the run and averages; who takes it finds the host between rounds."""
         self._host, self._averager, self._around, self._config = host, averager, around, config
         self.company = Company(around, host.rules.run, config.whole)
-        self._progress = ProgressTeller(host, around.pool.me, around.directory, around.dht_time)
-        self._catching_up = CatchUp(host, around.pool, CatchUpConfig(averaging=config.averaging))
+        self._progress = ProgressTeller(host, around)
+        self._catching_up = CatchUp(
+            host, around.pool, CatchUpConfig(averaging=config.averaging, can_ask=around.reachable)
+        )
         averaging = config.averaging
         self._arrivals = Arrivals(
             first=averaging.matchmaking_seconds, least=2 * averaging.request_seconds, most=_MOST_WINDOW_SECONDS
@@ -137,7 +139,7 @@ class RoundKeeper:
             return
         company = [r for r in others if r.round == self._host.round and r.peer in meeting.members]
         # Who is gone must be neither waited for nor counted as a holder that might average elsewhere.
-        await self._around.router.check([record.peer for record in company])
+        await self.company.ask(company)
         self.is_meeting = True
         try:
             await self.average(number, moment, self.company.usable(company), meeting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from averaging.config import AveragingConfig
-from averaging.unit_round import UnitRules
+from averaging.unit_round import Shapes, UnitRules
 from blocks.adapters import LoraSettings
 from blocks.local_rules import LocalRule
 from blocks.optimizer import OptimizerConfig
@@ -58,6 +58,6 @@ def averaging_config(spec: RunSpec) -> AveragingConfig:
     )
 
 
-def unit_rules(spec: RunSpec) -> UnitRules:
-    """What the run's rounds do to one unit."""
-    return UnitRules(spec.rounds.recipe(), seed=spec.adapter.seed, rank=spec.adapter.lora_rank)
+def unit_rules(spec: RunSpec, shapes: Shapes) -> UnitRules:
+    """What the run's rounds do to one unit; `shapes` are those of the run's whole adapter."""
+    return UnitRules(spec.rounds.recipe(), seed=spec.adapter.seed, rank=spec.adapter.lora_rank, shapes=shapes)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 _LOOK_SECONDS = 0.05
-_PATIENCE_SECONDS = 20.0
 _FADING = 0.9
 
 
@@ -39,6 +38,8 @@ class StepGate:
     """One training loop's gate. It is free until the first `train`, and again after `rest`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.patience_seconds = 20.0
+        """How long the loop may be away from its boundaries before nobody waits for it; longer where its steps are."""
         self.step_seconds = 0.0
         """How long the loop was away from its boundaries at most, lately."""
         self._clock, self._left_at = clock, clock()
@@ -79,7 +80,7 @@ class StepGate:
     def is_late(self) -> bool:
         """Whether the loop has not come to a boundary for so long that nobody should wait for it."""
         away_seconds = self._clock() - self._left_at
-        return self._stance == Stance.TRAINING and away_seconds > max(_PATIENCE_SECONDS, 4 * self.step_seconds)
+        return self._stance == Stance.TRAINING and away_seconds > max(self.patience_seconds, 4 * self.step_seconds)
 
     @asynccontextmanager
     async def visit(self, needs: Stance) -> AsyncIterator[None]:

@@ -21,6 +21,7 @@ from swarm.handing_over import HandingOver
 from swarm.hosting import round_keeper, save_all, serve_units
 from swarm.loading import run_rules
 from swarm.own_units import OwnUnits
+from swarm.pausing import LEAVE_SECONDS
 from swarm.rounds import RoundKeeper
 from swarm.run_model import find_run_model
 from swarm.run_rules import averaging_config
@@ -139,15 +140,18 @@ class TakingPart:
         """Say that this peer goes, after the round that is under way. Everything must be running still."""
         self._away = "leaving"
         try:
-            try:
-                async with asyncio.timeout(_ROUND_SECONDS), self.keeper.turn:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                try:
+                    async with asyncio.timeout(_ROUND_SECONDS), self.keeper.turn:
+                        await self.keeper.tell_away("leaving")
+                except TimeoutError:
+                    logger.warning("left in the middle of a round, after %.0f s", _ROUND_SECONDS)
                     await self.keeper.tell_away("leaving")
-            except TimeoutError:
-                logger.warning("left in the middle of a round, after %.0f s", _ROUND_SECONDS)
-                await self.keeper.tell_away("leaving")
-            await self.announce()
+                await self.announce()
         except NetworkFailed as error:
-            logger.info("left without a word: %s", error)
+            logger.info("left without a word: %s", error)  # p2pd is gone; the records expire by themselves
+        except TimeoutError:
+            logger.warning("left after %.0f s without telling everybody", LEAVE_SECONDS)
 
     async def stop(self) -> None:
         """Keep what was learnt, here and with keepers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 _ONE_SWARM = "tests/chaos/"  # all its tests share one swarm of processes
+_ONE_GATEWAY = "tests/integration/gateway/"  # and most of these, two swarms in the test's process
 _OWN_SWARM = ("tests/integration/swarm/", "tests/integration/averaging/")  # each test makes its own
 
 
@@ -21,6 +22,7 @@ class BySwarm(LoadScopeScheduling):
     """Gives workers the whole chaos ring, single tests that make swarms of their own, and else whole files."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(_ONE_SWARM):
-            return _ONE_SWARM
+        for shared in (_ONE_SWARM, _ONE_GATEWAY):
+            if nodeid.startswith(shared):
+                return shared
         return nodeid if nodeid.startswith(_OWN_SWARM) else nodeid.partition("::")[0]

@@ -12,6 +12,7 @@ from peers.wire_format import WireFormat
 from swarm.cli.paths import cache_dir, state_root
 from swarm.config import WIRE_FORMATS
 from swarm.join_string import Join, RunDirectory, check_address, resolve_join
+from swarm.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from blocks.quantize import Quantization
@@ -171,6 +172,16 @@ def peer_fields(given: PeerGiven) -> PeerFields:
         threads=given["threads"],
         lan=lan,
     )
+
+
+def track_option(command: Command) -> Command:
+    """Add --track."""
+    return click.option(
+        "--track",
+        multiple=True,
+        type=click.Choice(TRACKERS),
+        help="Send metrics there, too, besides metrics.jsonl in the state directory; may be repeated.",
+    )(command)
 
 
 def _target(

@@ -9,7 +9,15 @@ from typing import Unpack
 import click
 
 from blocks.spans import MAX_BLOCKS, Span, parse_span
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, quantization, quantize_option
+from swarm.cli.arguments import (
+    JOIN_HELP,
+    PeerGiven,
+    peer_fields,
+    peer_options,
+    quantization,
+    quantize_option,
+    track_option,
+)
 from swarm.cli.report import screen
 from swarm.hours import parse_hours
 from swarm.options import JoinOptions
@@ -34,6 +42,7 @@ class _Given(PeerGiven):
     max_memory: str | None
     max_bandwidth: str | None
     hours: str | None
+    track: tuple[str, ...]
 
 
 @click.command(
@@ -75,6 +84,7 @@ lets it rest.""",
 @click.option("--max-blocks", type=click.IntRange(1), help="Hold so many blocks at most; which ones may change.")
 @click.option("--max-memory", metavar="SIZE", help="For all of this process, such as 4GB; on a GPU, of its memory.")
 @click.option("--max-bandwidth", metavar="RATE", help="What this peer sends at most, such as 20Mbit or 2.5MB/s.")
+@track_option
 @click.option("--hours", metavar="H-H", help="Take part only then, in local time: 22-07, or 22:30-07:15,12-13.")
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 @click.option(
@@ -108,6 +118,7 @@ def command(**given: Unpack[_Given]) -> None:
             max_blocks=given["max_blocks"],
             max_memory_bytes=None if given["max_memory"] is None else parse_memory(given["max_memory"]),
             max_send=math.inf if given["max_bandwidth"] is None else parse_bandwidth(given["max_bandwidth"]),
+            track=given["track"],
             hours=None if given["hours"] is None else parse_hours(given["hours"]),
         )
         from swarm.quick_start import begin

@@ -75,7 +75,7 @@ without it.
     type=click.Choice(["prompt", "off"]),
     default="prompt",
     show_default=True,
-    help="Guess tokens from the text so far; the hosts verify several in one round trip.",
+    help="Guess tokens from the text so far, while few texts are written: fewer round trips.",
 )
 @wait_option(20)
 @wire_option

@@ -15,13 +15,13 @@ from swarm.cli.arguments import (
     peer_options,
     quantization,
     quantize_option,
+    track_option,
     wait_option,
     wire_format,
     wire_option,
 )
 from swarm.cli.report import screen
 from swarm.options import TrainOptions
-from swarm.trackers import TRACKERS
 
 _FILE = click.Path(path_type=Path)
 
@@ -31,6 +31,7 @@ class _Given(PeerGiven):
     eval_data: tuple[Path, ...]
     steps: int
     blocks: str
+    behind_nat: bool
     device: str
     quantize: str
     keep_first: int
@@ -53,7 +54,9 @@ Examples:
 
 {JOIN_HELP} Batch size, learning rate and the rest are the run's. The text stays here; hosts see activations,
 which can tell them about it, the more the earlier the block. Use --only or --avoid to choose the hosts, --keep-first to
-hold the first blocks here, or hold every block here with --blocks: then only adapters leave this machine.""",
+hold the first blocks here, or hold every block here with --blocks: then only adapters leave this machine. Behind a
+router without a forwarded port, add --behind-nat: others then average with this peer, over connections that it makes,
+and nobody waits for its blocks.""",
 )
 @peer_options
 @click.option(
@@ -73,13 +76,16 @@ hold the first blocks here, or hold every block here with --blocks: then only ad
     metavar="K",
     help="Hold the first K blocks here; only activations that come out of them leave this machine.",
 )
+@click.option(
+    "--behind-nat", is_flag=True, help="With --blocks, where others cannot dial this machine: listen nowhere."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For blocks held here.")
 @quantize_option
 @click.option("--avoid", multiple=True, metavar="PEER", help="Never send activations to this peer id.")
 @click.option("--only", multiple=True, metavar="PEER", help="Send activations to these peer ids only.")
 @wait_option(300)
 @wire_option
-@click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Send metrics there, too; may be repeated.")
+@track_option
 @click.option("--model", help="A copy of the run's model on this machine: directory or GGUF file.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the trainer."""
@@ -95,6 +101,7 @@ def command(**given: Unpack[_Given]) -> None:
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
             keep_first=given["keep_first"],
+            behind_nat=given["behind_nat"],
             device=given["device"],
             quantize=quantization(given["quantize"]),
             avoid=frozenset(given["avoid"]),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from averaging.averager import Averager, RoundOutcome
+from averaging.averager import Averager, Link, RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.exchange import Brought, Call
 from averaging.hivemind_allreduce import ClassRunner
@@ -27,6 +27,7 @@ from peers.network import PeerId
 
 RUN = "run-of-the-round-tests"
 CONFIG = AveragingConfig(matchmaking_seconds=3, request_seconds=1, reduce_seconds=20, vote_seconds=10)
+BLOCKS = 6
 VALUES = 20_000  # per tensor: a dozen parts in a class of three, a few milliseconds of work
 
 
@@ -66,7 +67,9 @@ class Member:
         }
 
     def __post_init__(self) -> None:
-        self.use(UnitRules(self.config.recipe))
+        shapes = {"A": (4, VALUES // 4), "B": (VALUES,)}
+        everything = {unit_of("default", block): shapes for block in range(BLOCKS)}
+        self.use(UnitRules(self.config.recipe, shapes=everything))
 
     def use(self, rules: UnitRules) -> None:
         self.averager = Averager(self.exchange, self.network.peer_id, "layout", self.config, rules=rules)
@@ -81,7 +84,8 @@ class Member:
         deadline = begin_at + 2 * window + self.config.request_seconds
         call = Call(begin_at=begin_at, window=window, deadline=deadline, expected=expected)
         brought = dict.fromkeys(inputs, Brought(samples=self.weight))
-        return await self.averager.run_round(number, call, brought, read, distrusts=self.distrusts)
+        link = Link(client_mode=self.network.config.client_mode)
+        return await self.averager.run_round(number, call, brought, read, link=link, distrusts=self.distrusts)
 
 
 @contextlib.asynccontextmanager
@@ -118,16 +122,20 @@ async def members(
     types: Sequence[type[HivemindExchange]] = (),
     config: AveragingConfig = CONFIG,
     kind: type[Member] = Member,
+    behind_nat: Sequence[int] = (),
 ) -> AsyncIterator[list[Member]]:
-    """One peer per span with weights 1, 2, ...; all on this loop, each with a p2pd of its own."""
+    """One peer per span with weights 1, 2, ...; all on this loop, each with a p2pd of its own. Those of `behind_nat`,
+    by place, can dial others and be dialled by nobody; the first is none of them.
+    """
     async with contextlib.AsyncExitStack() as stack:
         found: list[Member] = []
         for index, span in enumerate(spans):
+            known = (await address_of(found[0]),) if found else ()
             peer = member(
                 directory / f"key{index}",
                 span,
                 index + 1.0,
-                initial_peers=[await address_of(found[0])] if found else (),
+                network_config=NetworkConfig(host="127.0.0.1", bootstrap=known, client_mode=index in behind_nat),
                 exchange_type=types[index] if types else HivemindExchange,
                 config=config,
                 kind=kind,

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ SECONDS = 60.0  # for anything that another process does; a busy machine imports
 class Process:
     """One `swarm ...` in a process and process group of its own, as a shell would start it."""
 
-    def __init__(self, words: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, words: list[str], environment: Mapping[str, str], log: Path, inside: Sequence[str] = ()) -> None:
+        """`inside` is what the command begins with to run in another place."""
         self.log = log
-        command = [sys.executable, "-m", "swarm.cli.main", *words]
+        command = [*inside, sys.executable, "-m", "swarm.cli.main", *words]
         with log.open("wb") as errors:
             self.popen = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, process_group=0
@@ -81,8 +82,8 @@ class Home:
     environment: Mapping[str, str]
     started: list[Process]
 
-    def start(self, *words: str) -> Process:
-        process = Process(list(words), self.environment, self.path / f"log-{len(self.started)}.txt")
+    def start(self, *words: str, inside: Sequence[str] = ()) -> Process:
+        process = Process(list(words), self.environment, self.path / f"log-{len(self.started)}.txt", inside)
         self.started.append(process)
         return process
 

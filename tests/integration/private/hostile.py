@@ -78,7 +78,7 @@ class Mask:
             self._shown = membership
             if not self._is_served:
                 self._is_served = True
-                await self._node.p2p.serve_raw(f"swarmtune/{RUN}/member", self._tell)
+                await self._node.p2p.serve_raw(f"swarmtune/{RUN}/member", self._tell, None)
 
     async def _tell(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(len(self._shown).to_bytes(2, "big") + self._shown + b"\0\0")

@@ -16,9 +16,10 @@ import swarm as api
 from blocks.adapters import read_parameters
 from blocks.errors import BadAdapter
 from peers.records import PeerRecord
+from swarm.errors import BadConfig
 from swarm.own_loop import Member, enter
 from tests.integration.swarm.conftest import MakeSwarm
-from tests.integration.swarm.small_swarm import WHOLE, SmallSwarm, host_of, random_samples, until
+from tests.integration.swarm.small_swarm import WHOLE, SmallSwarm, host_of, kill, random_samples, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
 
@@ -121,6 +122,41 @@ def test_a_round_reads_during_an_evaluation_and_writes_after_it(make_swarm: Make
     finally:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Member.close, members))
+
+
+def test_nobody_waits_for_a_loop_that_stands_still(make_swarm: MakeSwarm) -> None:
+    swarm = make_swarm(SETTINGS)
+    loops = [Loop(swarm, name) for name in ("ann", "bob")]
+    with loops[0].enter() as ann:
+        swarm.peers["ann"] = ann.peer
+        with loops[1].enter() as bob:
+            swarm.peers.clear()
+            loops[0].step(ann)
+            ann._gate.patience_seconds = 0.2
+            until(lambda: ann._part.keeper.is_away, "ann is out of rounds")
+            until(lambda: not bob._part.keeper.company.others(), "bob has read so")
+            for _ in range(4):
+                loops[1].step(bob)
+            assert bob.wait_for_round(1, seconds=60)
+            assert ann.round == 0
+            ann._gate.patience_seconds = 1e9
+            assert ann.wait_for_round(1, seconds=60), "she comes back, and has what bob has"
+            assert ann._part.units.digests() == bob._part.units.digests()
+            assert live_equals_state(ann)
+            until(lambda: not ann._part.keeper.is_away, "ann is in rounds again")
+
+
+def test_a_loop_whose_network_has_died_trains_on_alone(make_swarm: MakeSwarm, caplog: pytest.LogCaptureFixture) -> None:
+    loop = Loop(make_swarm(SETTINGS), "ann")
+    with loop.enter() as member:
+        kill(member.peer)
+        until(lambda: member.peer.node.failure() is not None, "the node has noticed")
+        for _ in range(8):
+            loop.step(member)
+        assert not member.wait_for_round(2, seconds=60), "at once"
+    assert sum("trains on alone" in record.message for record in caplog.records) == 1
+    with pytest.raises(BadConfig, match="has left its run"):
+        member.begin(loop.optimizer)
 
 
 def test_another_adapter_is_refused_and_nothing_is_left_running(make_swarm: MakeSwarm) -> None:

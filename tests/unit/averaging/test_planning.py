@@ -84,19 +84,29 @@ def test_all_members_make_the_same_classes_whatever_the_order_and_each_unit_is_i
     shuffled = list(group.contributions)
     rng.shuffle(shuffled)
     plans = {entry.peer: planning.plan(group, entry.peer, config) for entry in group.contributions}
+    client_mode = {entry.peer: entry.client_mode for entry in group.contributions}
     for entry in group.contributions:
         plan = plans[entry.peer]
         assert plan == planning.plan(replace(group, contributions=tuple(shuffled)), entry.peer, config)
         in_classes = [unit for unit_class in plan.classes for unit in unit_class.units]
         assert sorted([*in_classes, *plan.alone, *plan.kept]) == sorted(entry.units)
-        assert sorted(plan.shares) == sorted(plan.samples) == sorted([*in_classes, *plan.alone])
+        helped = [unit for unit_class in plan.helped for unit in unit_class.units]
+        assert sorted(plan.shares) == sorted(plan.samples) == sorted([*in_classes, *plan.alone, *helped])
+        for unit_class in plan.helped:
+            assert entry.peer in unit_class.helpers
+            assert all(unit_class in plans[holder].classes for holder in unit_class.holders)
         assert plan.stale <= plan.kept.keys()
         for unit_class in plan.classes:
             assert entry.peer in unit_class.holders
             assert len(unit_class.holders) > 1
             for holder in unit_class.holders:
                 assert unit_class in plans[holder].classes
-            portions = planning.fractions(unit_class.holders, group.contributions)
+            reachable = [holder for holder in unit_class.holders if not client_mode[holder]]
+            assert not (reachable and unit_class.helpers)
+            for helper in unit_class.helpers:
+                assert unit_class in plans[helper].helped
+                assert not client_mode[helper]
+            portions = planning.fractions((*unit_class.holders, *unit_class.helpers), group.contributions)
             assert math.isclose(sum(portions), 1, rel_tol=1e-9)
             assert all(portion >= 0 for portion in portions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from averaging import signing
-from averaging.ballot import Ballot, pack_votes, parse_votes
+from averaging.ballot import Ballot, Word, parse_word, word_of
 from averaging.errors import BadContribution
 from averaging.exchange import Brought, Contribution, UnitClass, Version, Vote
 from blocks.spans import UnitId, unit_of
+from peers.identity import Identity, load_or_create
 from peers.network import PeerId
 
 
@@ -149,7 +151,17 @@ def test_a_signed_contribution_that_cannot_be_right_is_refused(body):
         parse(sealed(msgpack.packb(body)))
 
 
-def test_votes_come_back_as_they_were_and_rubbish_is_refused():
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory) -> Identity:
+    return load_or_create(tmp_path_factory.mktemp("ann") / "identity")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Identity:
+    return load_or_create(tmp_path_factory.mktemp("bob") / "identity")
+
+
+def test_votes_come_back_as_they_were_and_rubbish_is_refused(identity):
     votes = (
         Vote(
             class_id=b"c" * 32,
@@ -160,24 +172,66 @@ def test_votes_come_back_as_they_were_and_rubbish_is_refused():
             probes=b"p" * 8,
         ),
     )
-    assert parse_votes(pack_votes(b"group", votes)) == (b"group", votes)
+    word = word_of(b"group", votes, identity)
+    assert (word.peer, word.votes) == (identity.peer, votes)
+    assert parse_word(word.data) == word
     for rubbish in (b"", b"\xc1", msgpack.packb([b"g", [[1, True, b""]]]), msgpack.packb(["g", []]), b"x" * 2**19):
         with pytest.raises(BadContribution):
-            parse_votes(rubbish)
-    with pytest.raises(BadContribution):
-        parse_votes(msgpack.packb([b"g", [[b"c" * 33, True, b"", [], [], b""]]]))
+            parse_word(rubbish)
+    for entries in ([[b"c" * 33, True, b"", [], [], b""]], [[b"c", True, b"", [], []]], [7]):
+        with pytest.raises(BadContribution, match="malformed"):
+            parse_word(signed(identity, [b"g", entries]))
     for accused in (["x"] * 65, [7], ["x" * 129]):
-        with pytest.raises(BadContribution):
-            parse_votes(msgpack.packb([b"g", [[b"c", True, b"", accused, [], b""]]]))
+        with pytest.raises(BadContribution, match="malformed"):
+            parse_word(signed(identity, [b"g", [[b"c", True, b"", accused, [], b""]]]))
+    with pytest.raises(BadContribution, match="malformed"):
+        parse_word(signed(identity, [b"g" * 33, []]))
+
+
+def test_a_vote_that_somebody_changed_on_its_way_is_refused(identity, other):
+    word = word_of(b"group", [Vote(class_id=b"c", complete=True, digest=b"d")], identity)
+    body, key, signature = msgpack.unpackb(word.data)
+    with pytest.raises(BadContribution, match="wrong signature"):
+        parse_word(msgpack.packb([body.replace(b"d", b"e"), key, signature]))
+    with pytest.raises(BadContribution, match="wrong signature"):
+        parse_word(msgpack.packb([body, other.public_key, signature]))
+    with pytest.raises(BadContribution, match="malformed"):
+        parse_word(msgpack.packb([body, key, "signed"]))
+
+
+def signed(identity, body):
+    packed = msgpack.packb(body)
+    return msgpack.packb([packed, identity.public_key, identity.sign(b"swarmtune votes 1\0" + packed)])
+
+
+def word(peer, *votes):
+    return Word(peer=PeerId(peer), group_id=b"g", votes=votes, data=peer.encode())
 
 
 async def test_only_holders_vote_and_only_their_first_word_counts():
     ann, bob, eve = PeerId("ann"), PeerId("bob"), PeerId("eve")
     unit_class = UnitClass(class_id=b"c", holders=(ann, bob), units=(unit_of("default", 0),))
     good, bad = (Vote(class_id=b"c", complete=complete, digest=b"d") for complete in (True, False))
-    ballot = Ballot(ann, [unit_class], {b"c": good})
-    ballot.add(eve, [bad])
-    ballot.add(bob, [good])
-    ballot.add(bob, [bad])
-    await ballot.settled()
+    ballot = Ballot([unit_class], [ann, bob, eve])
+    for said in (word(ann, good), word(eve, bad), word("fay", bad), word(bob, good), word(bob, bad)):
+        ballot.hear(said)
+    async with asyncio.timeout(10):
+        await ballot.settled()
     assert ballot.votes() == {b"c": {ann: good, bob: good}}
+
+
+async def test_members_behind_nat_hear_what_others_said_and_go_on_to_say_once_each():
+    ballot = Ballot([], ["ann", "bob", "cat", "dan"], ["cat", "dan"])
+    ballot.hear(word("ann"))
+    heard = []
+    async with asyncio.timeout(10):
+        async for data in ballot.words(PeerId("cat"), 60):
+            heard.append(data)
+            if data == b"ann":
+                for name in ("dan", "eve", "cat", "dan", "bob"):  # its own, a stranger's, and one twice
+                    ballot.hear(word(name))
+            if data == b"bob":
+                break
+        assert [data async for data in ballot.words(PeerId("dan"), 0.01)] == [b"ann", b"cat", b"bob"]
+        assert [data async for data in ballot.words(PeerId("bob"), 60)] == []  # it is called by them itself
+    assert heard == [b"ann", b"dan", b"bob"]

@@ -266,6 +266,21 @@ async def test_a_question_cut_off_in_writing_closes_the_stream(swarm: FakeSwarm,
     await caller.close()
 
 
+async def test_a_question_that_is_given_up_in_writing_leaves_the_stream_to_others(swarm: FakeSwarm, echo: Echo) -> None:
+    caller = await dial_bob(swarm)
+    for _ in range(3):
+        given_up = asyncio.create_task(caller.call(named("a"), [torch.zeros(4 << 20)], seconds=10))
+        for _ in range(8):  # its first bytes are out
+            await asyncio.sleep(0)
+        assert caller._lock.locked()
+        given_up.cancel()
+        assert isinstance((await asyncio.gather(given_up, return_exceptions=True))[0], asyncio.CancelledError)
+        answer = await caller.call(named("b"), [torch.ones(2)], seconds=10)
+        assert torch.equal(answer.tensors[0], torch.ones(2))
+    assert not caller.is_closed
+    await caller.close()
+
+
 async def test_one_slow_reader_does_not_hold_up_others(swarm: FakeSwarm, echo: Echo) -> None:
     slow = await raw_stream(swarm)
     big = torch.zeros(1 << 20)

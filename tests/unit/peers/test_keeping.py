@@ -131,3 +131,13 @@ def test_a_record_tells_of_kept_units_in_runs_and_readers_find_the_newest_keeper
     assert keepers_with(there, 5) == ["yan", "zoe"]
     assert keepers_with(there, 4) == ["zoe"]
     assert keepers_with(there, 8) == []
+
+
+def test_holders_behind_nat_have_as_many_keepers_as_if_they_were_not_there_and_keep_for_nobody() -> None:
+    hidden = [replace(record(name, BACK), behind_nat=True) for name in ("ann", "bob", "cat")]
+    zoe, yan = record("zoe", FRONT), record("yan", FRONT)
+    ann = seen_by("ann", BACK, *hidden[1:], zoe, yan, replace(record("xia", FRONT), behind_nat=True))
+    assert handovers(ann, {UNIT: NEW}, []) == {PeerId("zoe"): [UNIT], PeerId("yan"): [UNIT]}
+    keeper = seen_by("zoe", FRONT, *hidden, yan)
+    assert not is_spare(keeper, UNIT, NEW)
+    assert is_spare(seen_by("zoe", FRONT, *(record(name, BACK) for name in ("ann", "bob", "cat"))), UNIT, NEW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any, cast
 
 from blocks.spans import Span
@@ -13,6 +14,7 @@ from peers.messages import AskInfo, InfoReply
 from peers.network import PeerId
 from peers.pool import Pool
 from peers.router import LiveRouter, RouterConfig
+from peers.routing import Hop
 from tests.fakes import RUN, FakeDirectory, fake_peer_id, peer_record
 
 ANN, ME = fake_peer_id("ann"), fake_peer_id("me")
@@ -103,3 +105,13 @@ def test_one_announcement_is_one_probe_more() -> None:
     assert not around.refresh()
     assert not around.refresh()
     assert around.pool.asked == asked + 1
+
+
+def test_blocks_that_a_peer_behind_nat_holds_are_for_itself_alone() -> None:
+    around = Around()
+    for peer in (ANN, ME):
+        asyncio.run(around.directory.publish(replace(peer_record(peer, WHOLE), roles=("holder",))))
+    around.refresh()
+    assert [record.peer for record in around.router.records] == [ME]
+    assert asyncio.run(around.router.fast(WHOLE)) == (Hop(peer=ME, span=WHOLE),)
+    assert around.pool.asked == 0

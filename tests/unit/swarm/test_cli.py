@@ -155,6 +155,24 @@ def test_train_becomes_options(commands: Commands) -> None:
     assert (options.steps, options.avoid, options.only) == (5, frozenset({"x"}), frozenset())
 
 
+def test_metrics_go_where_a_person_says(commands: Commands) -> None:
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--track", "tensorboard", "--track", "trackio")
+    assert isinstance(options, TrainOptions)
+    assert options.track == ("tensorboard", "trackio")
+    joined = asked_by(commands, "join", TEXT, "--track", "wandb")
+    assert isinstance(joined, JoinOptions)
+    assert joined.track == ("wandb",)
+
+
+def test_the_best_adapter_is_asked_for(commands: Commands) -> None:
+    options = asked_by(commands, "export", TEXT, "out", "--best")
+    assert isinstance(options, ExportOptions)
+    assert options.best
+    refused = CliRunner().invoke(main, ["export", TEXT, "out", "--best", "--from", "/"])
+    assert refused.exit_code == 2
+    assert "--best and --from do not go together" in refused.output
+
+
 def test_the_first_blocks_are_kept_or_others_held_not_both(commands: Commands) -> None:
     options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--only", "x")
     assert isinstance(options, TrainOptions)

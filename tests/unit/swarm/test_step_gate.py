@@ -11,7 +11,7 @@ import pytest
 
 from swarm.step_gate import Stance, StepGate
 
-SECONDS = 20.0
+SECONDS = 10.0
 
 
 def in_thread(work: Callable[[], None]) -> Future[None]:
@@ -62,7 +62,7 @@ async def test_a_visit_waits_for_a_boundary_and_the_loop_for_the_visit(needs: St
     await asyncio.sleep(0)
     assert not order
     await is_done(in_thread(loop))
-    await visiting
+    await asyncio.wait_for(visiting, SECONDS)
     assert order == ["in", "inner", "out", "training"]
     assert gate.stance == Stance.TRAINING
 
@@ -86,7 +86,7 @@ async def test_while_the_loop_evaluates_others_read_and_write_only_afterwards() 
     await asyncio.sleep(0.01)
     assert not writing.is_set()
     await is_done(in_thread(gate.train))
-    await visiting
+    await asyncio.wait_for(visiting, SECONDS)
     assert writing.is_set()
 
 
