@@ -83,7 +83,8 @@ def fault(words: Sequence[str], *, whole: bool = True) -> str:
     try:
         return _fault_of(command, click.Context(command, info_name=name, parent=top), rest, whole)
     except click.UsageError as error:
-        return error.format_message()
+        lacks_value = isinstance(error, click.BadOptionUsage) and not isinstance(error, click.NoSuchOption)
+        return "" if lacks_value and not whole else error.format_message()
 
 
 def _fault_of(command: click.Command, context: click.Context, words: list[str], whole: bool) -> str:

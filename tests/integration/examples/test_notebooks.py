@@ -23,16 +23,27 @@ def read(name: str) -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOKS / name, as_version=4)
 
 
-def run(name: str, where: Path, **parameters: object) -> str:
-    """Run a notebook with other parameters; gives what its cells print."""
-    notebook = read(name)
-    place = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+def cells(name: str, **parameters: object) -> list[nbformat.NotebookNode]:
+    """A notebook's cells, with other parameters."""
+    found = list(read(name).cells)
+    place = next(n for n, cell in enumerate(found) if "parameters" in cell.metadata.get("tags", []))
     given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(f"from pathlib import Path, PosixPath\n{given}"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(where)}})
-    client.execute(env=environment)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    found.insert(place + 1, nbformat.v4.new_code_cell(f"from pathlib import Path, PosixPath\n{given}"))
+    return found
+
+
+def run(where: Path, *notebooks: list[nbformat.NotebookNode]) -> list[str]:
+    """Run notebooks after each other; gives what each prints. In one kernel, which forgets all names in between."""
+    whole = nbformat.v4.new_notebook()
+    for each in notebooks:
+        whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *each]
+    client = NotebookClient(whole, timeout=180, resources={"metadata": {"path": str(where)}})
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return [_printed(each) for each in notebooks]
+
+
+def _printed(run_cells: list[nbformat.NotebookNode]) -> str:
+    outputs = [output for cell in run_cells for output in cell.get("outputs", [])]
     return "".join(str(output.get("text", "")) for output in outputs if output.get("name") == "stdout")
 
 
@@ -48,8 +59,11 @@ def model(tmp_path: Path) -> Path:
 def test_what_one_notebook_trains_the_other_chats_with(tmp_path: Path, model: Path) -> None:
     directory = tmp_path / "together"
     training = {"batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
-    given = {"model": str(model), "directory": directory, "training": training, "steps": 8}
-    trained = run("fine_tune_together.ipynb", tmp_path, **given)
+    trained, said = run(
+        tmp_path,
+        cells("fine_tune_together.ipynb", model=str(model), directory=directory, training=training, steps=8),
+        cells("chat_with_the_result.ipynb", directory=directory, question="w5 w6 w7", new_tokens=6),
+    )
     losses = [float(line.split()[4].rstrip(",")) for line in trained.splitlines() if "held-out loss" in line]
     assert len(losses) >= 2
     assert "swarm1:" in trained
@@ -58,7 +72,6 @@ def test_what_one_notebook_trains_the_other_chats_with(tmp_path: Path, model: Pa
     assert "exported round 0" not in trained, "an untrained adapter"
     assert "adapter_model.safetensors" in trained
     at = trained.index("exported round")
-    said = run("chat_with_the_result.ipynb", tmp_path, directory=directory, question="w5 w6 w7", new_tokens=6)
     # A round that began before they left may have been done after the export.
     exported, went_on = (int(re.search(r"round (\d+)$", text, re.MULTILINE).group(1)) for text in (trained[at:], said))
     assert went_on >= exported
