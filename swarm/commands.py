@@ -216,7 +216,6 @@ def run_serve(options: ServeOptions, screen: Screen) -> None:
 
     config = gateway_config(options)
     listening = listen(options.host, options.port)
-    screen.now("entering the swarm")
 
     def enter(target: Join | RunDirectory) -> Peer:
         state = options.state
@@ -237,7 +236,18 @@ def run_serve(options: ServeOptions, screen: Screen) -> None:
         screen.say(f"models: {', '.join(server.gateway.catalog)}; a page, and the API under /v1, on:")
         screen.result(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
-    serve([partial(enter, target) for target in (options.target, *options.others)], config, listening, ready)
+    with ExitStack() as stack:
+        first = options.target
+        if options.local_hosts:
+            from swarm.local_group import local_group
+
+            screen.now(f"starting {options.local_hosts} hosts on this machine")
+            group = stack.enter_context(local_group(first, options.local_hosts, options.cache_dir))
+            first = group.target
+            for host in group.hosts:
+                screen.say(f"host process {host.pid} holds blocks {host.host.span}")
+        screen.now("entering the swarm")
+        serve([partial(enter, target) for target in (first, *options.others)], config, listening, ready)
 
 
 def run_status(options: StatusOptions, screen: Screen) -> None:

@@ -121,9 +121,10 @@ class HostProcess:
 
 @contextmanager
 def local_hosts(
-    first: LocalHost, others: Sequence[tuple[Span, Path]], *, seconds: float
+    first: LocalHost, others: Sequence[tuple[Span, Path]], *, seconds: float, by_directory: bool = False
 ) -> Iterator[list[HostProcess]]:
-    """Start `first`, then the others through it, all at once; stops them all at the end.
+    """Start `first`, then the others through it, all at once; stops them all at the end. The others enter by its join
+    string, or `by_directory`, as into a private run, by the run's own.
 
     Raises:
         SwarmError: one of them did not get ready within `seconds`.
@@ -133,7 +134,7 @@ def local_hosts(
         join = running[0].wait_ready(seconds=seconds)
         for span, state in others:
             host = LocalHost(
-                target=join,
+                target=first.target if by_directory else join,
                 span=span,
                 state=state,
                 cache_home=first.cache_home,

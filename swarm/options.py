@@ -146,7 +146,7 @@ class ServeOptions(PeerOptions):
 
     `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
     0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
-    some block has no live holder.
+    some block has no live holder. `local_hosts` host processes of the first run are started on this machine.
     """
 
     others: tuple[Join | RunDirectory, ...] = ()
@@ -158,6 +158,7 @@ class ServeOptions(PeerOptions):
     queue: int = 128
     max_tokens: int = 4096
     lookup: bool = True
+    local_hosts: int = 0
     model: str | None = None
     wait_seconds: float = 20.0
     wire: WireFormat | None = None

@@ -28,6 +28,7 @@ class _Given(ServeGiven):
     texts: int
     queue: int
     max_tokens: int
+    local_hosts: int
     speculate: str
     model: str | None
     wait: float
@@ -38,6 +39,7 @@ class _Given(ServeGiven):
     epilog="""\b
 Examples:
   swarm serve tales/                                         then open http://127.0.0.1:8000
+  swarm serve lab/ --local-hosts 3                           a group of three hosts on this machine alone
   swarm serve swarm1:gqJpZ... --port 9000 --host 0.0.0.0 --api-keys keys.toml
   swarm serve swarm1:gqJpZ... swarm1:kPq3x...                two adapters, chosen by the run's name
   curl http://127.0.0.1:8000/v1/models
@@ -71,6 +73,13 @@ without it.
     "--max-tokens", type=click.IntRange(1, 1_000_000), default=4096, show_default=True, help="Of one answer, at most."
 )
 @click.option(
+    "--local-hosts",
+    type=click.IntRange(0, 64),
+    default=0,
+    metavar="N",
+    help="Start N hosts of the run on this machine, too; JOIN is then the directory that `swarm init` made.",
+)
+@click.option(
     "--speculate",
     type=click.Choice(["prompt", "off"]),
     default="prompt",
@@ -92,6 +101,7 @@ def command(**given: Unpack[_Given]) -> None:
             texts=given["texts"],
             queue=given["queue"],
             max_tokens=given["max_tokens"],
+            local_hosts=given["local_hosts"],
             lookup=given["speculate"] == "prompt",
             model=given["model"],
             wait_seconds=given["wait"],
