@@ -279,6 +279,7 @@ class Daemon(P2P):  # type: ignore[misc]
     async def shutdown(self) -> None:
         """End p2pd, by force after three seconds, and remove its sockets."""
         self._terminate()
+        await _end_client(self._client)
         if self._child is not None:
             try:
                 async with asyncio.timeout(_STOP_SECONDS):
@@ -292,6 +293,16 @@ class Daemon(P2P):  # type: ignore[misc]
 def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> BulkReader:
     """hivemind reads an 8-byte length and then asks for so many bytes, whatever it says: no more than a frame has."""
     return BulkReader(reader, writer, most_bytes=MAX_HIVEMIND_FRAME_BYTES)
+
+
+async def _end_client(client: Any) -> None:
+    """hivemind leaves the two tasks of its client to the garbage collector, which then tells of p2pd's end."""
+    if client is None:  # the launch failed
+        return
+    tasks = [task for task in (client.control._read_task, client.control._write_task) if task is not None]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def spawn(*command: str) -> asyncio.subprocess.Process:

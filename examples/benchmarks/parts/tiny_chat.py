@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from parts.tiny_model import NUM_BLOCKS
+from parts.tiny_model import save_random_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 END, BEGIN = "<|im_end|>", "<|im_start|>"
 TEMPLATE = (
@@ -34,21 +33,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_tiny_chat(directory: Path) -> Path:
     """Six random llama blocks with this tokenizer. Texts end at their length, so that tests know when."""
-    torch.manual_seed(13)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=NUM_BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    save_random_llama(directory, vocab_size=len(tokenizer), seed=13)
     tokenizer.save_pretrained(directory)
     return directory

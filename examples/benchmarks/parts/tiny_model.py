@@ -22,9 +22,21 @@ _ROW_WORDS = 24
 
 def save_tiny_model(directory: Path) -> Path:
     """Six random llama blocks and a tokenizer of words w3 to w127. Large weights, so that texts are not all alike."""
-    torch.manual_seed(11)
+    save_random_llama(directory, vocab_size=VOCAB_SIZE, seed=11)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
+    ).save_pretrained(directory)
+    return directory
+
+
+def save_random_llama(directory: Path, *, vocab_size: int, seed: int) -> None:
+    """NUM_BLOCKS blocks whose texts end at their length, so that tests know when."""
+    torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=NUM_BLOCKS,
@@ -34,16 +46,9 @@ def save_tiny_model(directory: Path) -> Path:
         initializer_range=0.15,
         pad_token_id=0,
         bos_token_id=1,
-        eos_token_id=None,  # texts end at their length, so that tests know when
+        eos_token_id=None,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
-    ).save_pretrained(directory)
-    return directory
 
 
 def counting_rows(count: int, *, length: int = _ROW_WORDS, first: int = 0, by: int = 1) -> SampleSet:

@@ -38,15 +38,15 @@ def lab(home: Home) -> Lab:
     return Lab(run=run, first=first, join=found)
 
 
+def named(group: str, digit: str, *, who: str) -> LanPeer:
+    """A peer of the run whose id is one digit again and again."""
+    return LanPeer(group=group, run=RunId(digit * 32), run_name="other", addresses=(f"/ip4/127.0.0.1/tcp/9/p2p/{who}",))
+
+
 @pytest.fixture
 def stranger() -> Iterator[LanPeer]:
     """Who says the same name for a run of its own."""
-    peer = LanPeer(
-        group="lab-b",
-        run=RunId("f" * 32),
-        run_name="other",
-        addresses=("/ip4/127.0.0.1/tcp/9/p2p/12D3KooWStranger1111111",),
-    )
+    peer = named("lab-b", "f", who="12D3KooWStranger1111111")
     presence = LanPresence(peer, host="127.0.0.1")
     yield peer
     presence.close()
@@ -90,13 +90,7 @@ def test_without_a_name_or_a_join_string_the_command_says_what_is_missing() -> N
 
 
 def test_a_stranger_with_the_same_name_is_not_joined_by_mistake(stranger: LanPeer) -> None:
-    twin = LanPeer(
-        group="lab-b",
-        run=RunId("e" * 32),
-        run_name="another",
-        addresses=("/ip4/127.0.0.1/tcp/9/p2p/12D3KooWTwin22222222222",),
-    )
-    presence = LanPresence(twin, host="127.0.0.1")
+    presence = LanPresence(named("lab-b", "e", who="12D3KooWTwin22222222222"), host="127.0.0.1")
     try:
         until(lambda: len(search("lab-b", host="127.0.0.1")) == 2, "both are there")
         with pytest.raises(BadLan, match="2 runs on this network"):
@@ -106,12 +100,7 @@ def test_a_stranger_with_the_same_name_is_not_joined_by_mistake(stranger: LanPee
 
 
 def test_who_has_left_is_not_found_any_more(home: Home) -> None:
-    peer = LanPeer(
-        group="lab-c",
-        run=RunId("d" * 32),
-        run_name="brief",
-        addresses=("/ip4/127.0.0.1/tcp/9/p2p/12D3KooWBrief33333333333",),
-    )
+    peer = named("lab-c", "d", who="12D3KooWBrief33333333333")
     presence = LanPresence(peer, host="127.0.0.1")
     until(lambda: search("lab-c", host="127.0.0.1") == [peer], "it is there")
     presence.close()
