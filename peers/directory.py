@@ -34,6 +34,9 @@ class Directory(Protocol):
     async def find_hosts(self, run: str, span: Span) -> list[PeerRecord]:
         """Live records of the hosts that hold any block of `span`, ordered by peer id."""
 
+    def read_host(self, run: str, peer: PeerId, blob: bytes) -> PeerRecord | None:
+        """The sealed record that `peer` itself handed over; None where it cannot be read or trusted, or is too old."""
+
     async def find_progress(self, run: str, span: Span) -> list[ProgressRecord]:
         """Live progress of the hosts that hold any block of `span`, ordered by peer id."""
 

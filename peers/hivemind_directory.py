@@ -29,6 +29,7 @@ from peers.directory import (
 from peers.errors import BadRecord
 from peers.gate import Gate
 from peers.identity import Identity
+from peers.network import PeerId
 from peers.records import (
     MAX_SEALED_BYTES,
     PeerRecord,
@@ -101,6 +102,10 @@ class HivemindDirectory:
     async def find_hosts(self, run: str, span: Span) -> list[PeerRecord]:
         """See Directory."""
         return overlapping(await self._find(span_keys(run, PeerRecord.kind, span), PeerRecord, run), span)
+
+    def read_host(self, run: str, peer: PeerId, blob: bytes) -> PeerRecord | None:
+        """See Directory."""
+        return next(iter(self._reader.read([(str(peer), blob)], PeerRecord, run=run, now=get_dht_time())), None)
 
     async def find_progress(self, run: str, span: Span) -> list[ProgressRecord]:
         """See Directory."""

@@ -38,3 +38,7 @@ class OwnRouter:
     def failed(self, peer: PeerId, reason: str) -> None:
         """See Router."""
         logger.warning("a call to this peer itself failed: %s", reason)
+
+    async def refused(self, hop: Hop, reason: str) -> None:
+        """See Router; what a peer refuses itself it is told at once."""
+        self.failed(hop.peer, reason)

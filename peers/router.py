@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _SLOW = 2.0
 _MEASURED_SECONDS = 30.0  # after which a round trip is measured again
 _MEASURED_AT_ONCE = 8
+_TOLD_SECONDS = 10.0  # for which what a host told of itself goes before an older record; by then the directory has it
 
 
 class Router(Protocol):
@@ -58,6 +59,9 @@ class Router(Protocol):
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """A call failed: leave this peer out until it answers a probe."""
+
+    async def refused(self, hop: Hop, reason: str) -> None:
+        """A host would not do what its record offers: read its record anew; one that offers it still has failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +111,7 @@ class LiveRouter:
         self._rtt_seconds: dict[PeerId, float] = {}
         self._measured_at: dict[PeerId, float] = {}
         self._announced: dict[PeerId, float] = {}  # of who failed: the life of the record that stood then
+        self._told: dict[PeerId, tuple[PeerRecord, float]] = {}  # what hosts said of themselves when asked, and when
         self._refreshing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -118,8 +123,7 @@ class LiveRouter:
     async def refresh(self) -> None:
         """Read the directory, measure the newly seen, probe the failed."""
         async with self._refreshing:
-            self.found = tuple(await self._directory.find_hosts(self._config.run, self._config.whole))
-            self.records = tuple(record for record in self.found if is_usable_by(record, self._pool.me))
+            self._know(await self._directory.find_hosts(self._config.run, self._config.whole))
             asked = dict.fromkeys([*self._to_measure(), *self.health.to_probe(), *self._announced_anew()])
             await asyncio.gather(*(self._probe(peer) for peer in asked))
 
@@ -157,6 +161,13 @@ class LiveRouter:
         """See Router."""
         self.health.failed(peer, reason)
         self._announced[peer] = self._announcements().get(peer, 0.0)
+
+    async def refused(self, hop: Hop, reason: str) -> None:
+        """See Router. A host that moves or steps back says so in its record, which this peer may not have read yet."""
+        await self._probe(hop.peer)
+        offers = any(record.peer == hop.peer and record.span.covers(hop.span) for record in self.records)
+        if offers and self.health.is_usable(hop.peer):
+            self.failed(hop.peer, reason)
 
     async def _wait(self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
         deadline = self._clock() + self._config.wait_seconds
@@ -208,6 +219,17 @@ class LiveRouter:
         anew = [peer for peer, until in self._announced.items() if now.get(peer, until) > until]
         return [peer for peer in anew if not health.is_banned(peer)]
 
+    def _know(self, found: Iterable[PeerRecord]) -> None:
+        """Take over records that were found; where a host itself has told a newer one, that."""
+        heard_since = self._clock() - _TOLD_SECONDS
+        self._told = {peer: (record, at) for peer, (record, at) in self._told.items() if at > heard_since}
+        newest = {record.peer: record for record in found}
+        for peer, (record, _) in self._told.items():
+            if peer not in newest or newest[peer].expires_at < record.expires_at:
+                newest[peer] = record
+        self.found = tuple(newest[peer] for peer in sorted(newest))
+        self.records = tuple(record for record in self.found if is_usable_by(record, self._pool.me))
+
     async def _probe(self, peer: PeerId) -> None:
         began = self._measured_at[peer] = self._clock()
         try:
@@ -215,9 +237,14 @@ class LiveRouter:
         except (PeerLost, Refused) as error:
             self.failed(peer, str(error))
             return
-        if isinstance(answer.message, InfoReply) and not answer.message.record:
-            # It was started again and is loading; the record that names it as a host is of its life before.
-            self.failed(peer, f"peer {peer} does not serve its blocks yet")
-            return
+        if isinstance(answer.message, InfoReply):
+            if not answer.message.record:
+                # It was started again and is loading; the record that names it as a host is of its life before.
+                self.failed(peer, f"peer {peer} does not serve its blocks yet")
+                return
+            told = self._directory.read_host(self._config.run, peer, answer.message.record)
+            if told is not None:
+                self._told[peer] = told, self._clock()
+                self._know(self.found)
         self.health.answered(peer)
         self._rtt_seconds[peer] = self._clock() - began

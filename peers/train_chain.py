@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_HOLD_SECONDS = 1.0  # without others in the place of a host that failed, until the rest may forget the microbatch
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainConfig:
@@ -89,6 +91,9 @@ class TrainChain:
         """
         hops: tuple[Hop, ...] = ()
 
+        async def let_go() -> None:
+            await self._drop(work.id, hops)
+
         async def once(lanes: OpenLanes) -> HeadResult:
             nonlocal hops
             hops = lanes.hops
@@ -101,9 +106,9 @@ class TrainChain:
             return result
 
         try:
-            return await self._try(once, work.hidden_BTD)
+            return await self._try(once, work.hidden_BTD, let_go)
         except BaseException:
-            await self._drop(work.id, hops)
+            await let_go()
             raise
 
     async def evaluate(self, hidden_BTD: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
@@ -117,10 +122,22 @@ class TrainChain:
             item = uuid.uuid4().hex
             return await self._through(lanes, Evaluate(lane=lanes.first, item=item), item, hidden_BTD, mask_BT)
 
-        return await self._try(once, hidden_BTD)
+        async def let_go() -> None:
+            """Hosts keep nothing of it."""
 
-    async def _try(self, once: Callable[[OpenLanes], Awaitable[T]], hidden_BTD: torch.Tensor) -> T:
-        """Do the whole of a work, again while hosts fail in it, each time with others in their place."""
+        return await self._try(once, hidden_BTD, let_go)
+
+    async def _try(
+        self,
+        once: Callable[[OpenLanes], Awaitable[T]],
+        hidden_BTD: torch.Tensor,
+        let_go: Callable[[], Awaitable[None]],
+    ) -> T:
+        """Do the whole of a work, again while hosts fail in it, each time with others in their place.
+
+        Where there are no others yet, `let_go`: what stays open at the rest would hold up their rounds, and those that
+        are to take the place.
+        """
         num_tokens = hidden_BTD.shape[0] * hidden_BTD.shape[1]
         hops = await self._router.spread(self._whole, num_tokens)
         failed: HopFailed | None = None
@@ -131,10 +148,15 @@ class TrainChain:
                     return await once(await self._lanes.open(hops))
             except HopFailed as error:
                 failed = error
-                self._note(error)
+                await self._note(error)
             place = hops.index(failed.hop)
             # The rest of the chain stays, as it may have counted the microbatch.
-            others = await self._router.spread(failed.hop.span, num_tokens)
+            try:
+                async with asyncio.timeout(_HOLD_SECONDS):
+                    others = await self._router.spread(failed.hop.span, num_tokens)
+            except TimeoutError:
+                await let_go()
+                others = await self._router.spread(failed.hop.span, num_tokens)
             hops = (*hops[:place], *others, *hops[place + 1 :])
         assert failed is not None
         raise NoRoute(
@@ -173,18 +195,22 @@ class TrainChain:
 
     async def _drop(self, microbatch: MicrobatchId, hops: tuple[Hop, ...]) -> None:
         """Tell hosts that a microbatch is given up; those that cannot be told drop it by their own deadline."""
-        for hop in hops:
-            try:
-                await self._pool.call(hop.peer, StreamKind.TRAIN, Drop(microbatch=microbatch), seconds=2.0)
-            except (PeerLost, Refused) as error:
-                logger.debug("drop not delivered peer=%s reason=%s", hop.peer, error)
+        await asyncio.gather(*(self._drop_one(hop, microbatch) for hop in hops))
 
-    def _note(self, failed: HopFailed) -> None:
+    async def _drop_one(self, hop: Hop, microbatch: MicrobatchId) -> None:
+        try:
+            await self._pool.call(hop.peer, StreamKind.TRAIN, Drop(microbatch=microbatch), seconds=2.0)
+        except (PeerLost, Refused) as error:
+            logger.debug("drop not delivered peer=%s reason=%s", hop.peer, error)
+
+    async def _note(self, failed: HopFailed) -> None:
         """Steer later routes by what went wrong; raises what no other host would do better."""
         peer, error = failed.hop.peer, failed.error
         code = error.code if isinstance(error, Refused) else None
         if code == RefusalCode.MALFORMED:
             raise error
         logger.warning("hop failed peer=%s reason=%s", peer, error)
-        if code != RefusalCode.SESSION:
+        if code in {RefusalCode.SPAN, RefusalCode.BUSY}:
+            await self._router.refused(failed.hop, str(error))
+        elif code != RefusalCode.SESSION:
             self._router.failed(peer, str(error))

@@ -41,8 +41,9 @@ class Mover(Protocol):
             NetworkFailed: they cannot be told.
         """
 
-    async def move(self, span: Span) -> bool:
-        """Hold `span` instead. False: it cannot be loaded, and what was held before is held again.
+    async def move(self, span: Span, *, to_a_gap: bool = False) -> bool:
+        """Hold `span` instead; `to_a_gap`: the swarm has no chain without this move. False: it cannot be loaded, and
+        what was held before is held again.
 
         Raises:
             BlockError, SwarmError, PeerError: nothing can be held any more.
@@ -101,7 +102,7 @@ class Healer:
         if self._mover.is_away:
             return True
         if still_right(move, self._standings(), self._config.num_blocks, self._now(), rules=self._config.rules):
-            return await self._mover.move(move.span)
+            return await self._mover.move(move.span, to_a_gap=move.reason != "balance")
         logger.info("staying with blocks=%s: others have moved", move.leaves)
         await self._mover.promise(None)
         return True

@@ -16,6 +16,7 @@ from swarm.healing import Healer, HealerConfig
 from swarm.hosting import Hosting, start_hosting
 from swarm.loading import HostingConfig, choose
 from swarm.memory import taken_bytes
+from swarm.pausing import LEAVING, TO_A_GAP
 
 if TYPE_CHECKING:
     from swarm.node import Node
@@ -68,13 +69,13 @@ class Holding:
         """See Mover."""
         await self.announcer.promise(span)
 
-    async def move(self, span: Span) -> bool:
-        """See Mover. Work that is in flight is finished first; new work goes to the other holders."""
+    async def move(self, span: Span, *, to_a_gap: bool = False) -> bool:
+        """See Mover. Work that is in flight and can end is finished first; new work goes to the other holders."""
         hosting = self.hosting
         if hosting is None:
             return False
         before = hosting.host.span
-        await hosting.leave("moving")
+        await hosting.leave("moving", TO_A_GAP if to_a_gap else LEAVING)
         self.hosting = None
         await self._node.end(self._tasks)
         await hosting.stop()

@@ -26,7 +26,7 @@ from swarm.holder import Holder
 from swarm.host import Host
 from swarm.loading import HostingConfig, Load, load
 from swarm.pause_file import PauseFile
-from swarm.pausing import HostParts, Pauser, Switch, Withdrawal
+from swarm.pausing import LEAVING, HostParts, Patience, Pauser, Switch, Withdrawal
 from swarm.rounds import KeeperConfig, RoundKeeper
 from swarm.run_rules import averaging_config
 from swarm.safekeeping import Safekeeping
@@ -56,9 +56,9 @@ class Hosting:
         """What is held."""
         return self.host
 
-    async def leave(self, why: str = "leaving") -> None:
+    async def leave(self, why: str = "leaving", patience: Patience = LEAVING) -> None:
         """Say that this peer goes, then finish what is in flight. Everything must be running still."""
-        await self.pauser.withdrawal.leave(why)
+        await self.pauser.withdrawal.leave(why, patience)
 
     async def stop(self) -> None:
         """Keep what was learnt, here and with keepers; end the compute thread."""

@@ -55,6 +55,9 @@ class Patience:
 
 
 LEAVING = Patience(rounds=5.0, finish=4.0, sessions=False)
+TO_A_GAP = Patience(notice=0.0, quiet=0.0, linger=0.0, rounds=5.0, finish=1.0, sessions=False)
+"""Of who is going to hold blocks that nobody holds: work in flight goes through them, too, and cannot end before that.
+Who asks for the old blocks is told, and reads this peer's record anew (router.refused)."""
 LEAVE_SECONDS = 12.0  # all of it; whoever sent SIGTERM sends SIGKILL at some time
 
 
@@ -129,11 +132,11 @@ class Withdrawal:
             await parts.announcer.announce()
             logger.info("came back round=%d", parts.host.round)
 
-    async def leave(self, why: str = "leaving") -> None:
+    async def leave(self, why: str = "leaving", patience: Patience = LEAVING) -> None:
         """Step back for good, as far as the network and the time allow; "moving" is from these blocks to others."""
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
-                await self.step_back(why, LEAVING)
+                await self.step_back(why, patience)
         except NetworkFailed as error:
             logger.info("left without a word: %s", error)  # p2pd is gone; the record expires by itself
         except TimeoutError:

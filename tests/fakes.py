@@ -65,11 +65,13 @@ class FakeDirectory:
         self._clock, self._peer = clock, peer
         self._entries: dict[str, dict[str, Record]] = {}
         self._runs: dict[str, dict[str, tuple[bytes, float]]] = {}
+        self.handed: dict[bytes, PeerRecord] = {}
+        """What sealed records say; others cannot be read."""
 
     def view(self, peer: PeerId) -> FakeDirectory:
         """The same content as `peer` sees it: it may publish only its own records."""
         other = FakeDirectory(self._clock, peer)
-        other._entries, other._runs = self._entries, self._runs
+        other._entries, other._runs, other.handed = self._entries, self._runs, self.handed
         return other
 
     async def publish(self, record: Record) -> bool:
@@ -88,6 +90,10 @@ class FakeDirectory:
 
     async def find_hosts(self, run: str, span: Span) -> list[PeerRecord]:
         return overlapping(self._find(span_keys(run, PeerRecord.kind, span), PeerRecord, run), span)
+
+    def read_host(self, run: str, peer: PeerId, blob: bytes) -> PeerRecord | None:
+        record = self.handed.get(blob)
+        return record if record is not None and (record.run, record.peer) == (run, peer) else None
 
     async def find_progress(self, run: str, span: Span) -> list[ProgressRecord]:
         return overlapping(self._find(span_keys(run, ProgressRecord.kind, span), ProgressRecord, run), span)

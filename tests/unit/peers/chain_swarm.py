@@ -59,6 +59,9 @@ class KnownRouter:
     def failed(self, peer: PeerId, reason: str) -> None:
         self.out.add(peer)
 
+    async def refused(self, hop: Hop, reason: str) -> None:
+        self.failed(hop.peer, reason)
+
 
 @dataclass
 class ChainHost:

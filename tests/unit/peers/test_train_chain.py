@@ -21,6 +21,7 @@ from peers.info_service import InfoService
 from peers.messages import RefusalCode
 from peers.network import PeerId
 from peers.pool import Pool
+from peers.routing import Hop
 from peers.traffic import Traffic
 from peers.train_chain import ChainConfig, HeadResult, TrainChain, Work
 from peers.train_service import TrainService
@@ -198,3 +199,32 @@ async def test_blocks_that_nobody_holds_any_more_end_the_work_and_leave_nothing_
     with pytest.raises(NoRoute, match="2:4"):
         await training.one()
     assert not training.trainers["a"].ledger.pieces()
+
+
+async def test_while_nobody_holds_some_blocks_the_other_hosts_keep_no_microbatch_open_and_count_it_once(
+    training: Training,
+) -> None:
+    training.network.kill("b2")
+    training.deaths = {("b", "forward")}
+    router, waited = training.router, asyncio.Event()
+    gap = asyncio.Event()
+
+    async def spread(span: Span, num_tokens: int) -> tuple[Hop, ...]:
+        if "b" in router.out and not gap.is_set():
+            waited.set()
+            await gap.wait()
+        return await router.fast(span, avoid=frozenset({PeerId("b2")}))
+
+    router.spread = spread  # type: ignore[method-assign]
+    work = asyncio.create_task(training.one())
+    async with asyncio.timeout(20):
+        await waited.wait()
+        assert training.trainers["a"].ledger.pieces()
+        while training.trainers["a"].ledger.pieces():  # noqa: ASYNC110 - the ledger tells nobody
+            await asyncio.sleep(0.05)
+        await training.add("b3", Span(2, 4))
+        router.hosts["b3"] = Span(2, 4)
+        gap.set()
+        await work
+    assert [training.counted(block) for block in range(6)] == [2] * 6
+    assert training.trainers["a"].ledger.tallies[0].samples == 2, "the same host goes on"

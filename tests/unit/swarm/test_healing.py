@@ -54,14 +54,16 @@ class FakeMover:
     is_deaf: bool = False
     promised: list[Span | None] = field(default_factory=list)
     moved: list[Span] = field(default_factory=list)
+    at_once: list[bool] = field(default_factory=list)
 
     async def promise(self, span: Span | None) -> None:
         if self.is_deaf:
             raise NetworkFailed("p2pd is gone")
         self.promised.append(span)
 
-    async def move(self, span: Span) -> bool:
+    async def move(self, span: Span, *, to_a_gap: bool = False) -> bool:
         self.moved.append(span)
+        self.at_once.append(to_a_gap)
         return self.fits
 
 
@@ -97,6 +99,7 @@ async def test_when_the_last_holder_is_gone_one_host_promises_and_moves_and_the_
     mover, router = FakeMover(), FakeRouter(TWO_AND_ONE, with_promise(TWO_AND_ONE, elected, BACK), gone)
     await looks(router, mover, me=elected)
     assert mover.promised == mover.moved == [BACK]
+    assert mover.at_once == [True], "nothing that is in flight can end before"
     assert CAT in router.checked
     still = FakeMover()
     await looks(FakeRouter(TWO_AND_ONE, None, gone), still, times=3, me=other)

@@ -212,6 +212,25 @@ async def test_who_leaves_waits_for_no_text_and_does_not_come_back(parts: Parts)
     assert "leaving" in built.train.why
 
 
+async def test_who_goes_where_nobody_is_does_not_wait_for_what_cannot_end(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = []
+
+    async def until(self: Withdrawal, happened: object, seconds: float) -> bool:
+        times.append(seconds)
+        return False
+
+    monkeypatch.setattr(Withdrawal, "_until", until)
+    built = parts.build()
+    await Withdrawal(built).leave("moving", pausing.TO_A_GAP)
+    assert max(times) <= 1.0
+    assert "other blocks" in built.train.why
+    times.clear()
+    await Withdrawal(built).leave("moving")
+    assert max(times) >= 3.0, "a move for balance lets everything end"
+
+
 async def test_who_cannot_say_that_it_leaves_goes_all_the_same(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
