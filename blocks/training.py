@@ -153,7 +153,7 @@ class SpanTrainer:
             if self._due.is_set():
                 self._due.clear()
                 async with self.frozen(), self.drained():
-                    await self._step_due()
+                    await self._step(self.ledger.due())
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:
@@ -177,6 +177,10 @@ class SpanTrainer:
                 self._due.set()
             else:
                 self._admitting.set()
+
+    async def step_early(self, blocks: Iterable[int]) -> None:
+        """Inside `drained`: a step on what is counted of `blocks`, though less than a batch: it would go with the host."""
+        await self._step([block for block in blocks if self.ledger.tallies[block].samples])
 
     @property
     def dropped(self) -> int:
@@ -216,10 +220,10 @@ class SpanTrainer:
         units = (unit_of(self._adapter, block) for block in sorted(blocks))
         return [unit for unit in units if unit in self.unit_steps.units]
 
-    async def _step_due(self) -> None:
-        """Close the books of the due blocks here, on the loop; the compute thread does the sums in the same order."""
+    async def _step(self, blocks: Iterable[int]) -> None:
+        """Close the books of the blocks here, on the loop; the compute thread does the sums in the same order."""
         due: list[DueStep] = []
-        for block in self.ledger.due():
+        for block in blocks:
             tally = self.ledger.tallies[block]
             before = tally.total_samples - tally.samples
             closed = self.ledger.stepped(block)

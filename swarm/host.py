@@ -173,14 +173,17 @@ class Host:
                 self._close_books(unit, lost[unit])
 
     async def fold(self, units: Iterable[UnitId]) -> frozenset[UnitId]:
-        """Before this host leaves: make what it trained of `units` since the last round part of their state.
+        """Before this host leaves: make what it trained of `units` since the last round part of their state, with a
+        last step on what it had counted for the next one.
 
         Returns those that were trained. Only for units that no other live host holds: to others it would be newer than
         what they trained themselves.
         """
+        wanted = list(units)
         async with self.trainer.frozen(), self.trainer.drained():
+            await self.trainer.step_early(parse_unit(unit)[1] for unit in wanted)
             counted = self.counted()
-            trained = {unit: counted[unit] for unit in units if counted[unit].steps}
+            trained = {unit: counted[unit] for unit in wanted if counted[unit].steps}
             if trained:
                 await self.thread.run(Priority.STEP, lambda: self._fold(trained))
             for unit, work in trained.items():

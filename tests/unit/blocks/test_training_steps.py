@@ -150,3 +150,23 @@ async def test_a_cancelled_commit_is_counted_all_the_same(llama_source: ModelSou
     await thread.run(Priority.EVALUATE, lambda: None)
     assert trainer.ledger.tallies[2].samples == 2
     assert all(total is not None for total in trainer.unit_steps._sums.values())
+
+
+async def test_a_step_can_be_made_on_less_than_a_batch_and_on_nothing_it_is_not(
+    llama_source: ModelSource, thread: ComputeThread
+) -> None:
+    trainer = new_trainer(llama_source, thread, batch_size=100)
+    async with running(trainer):
+        await pass_through(trainer, work(0))
+        await trainer.commit(work(0).piece)
+        before = read_units(trainer._compute.model)
+        async with trainer.frozen(), trainer.drained():
+            await trainer.step_early([3])
+            await trainer.step_early([3])
+        after = read_units(trainer._compute.model)
+    assert trainer.steps == 1, "once, as the second time there was nothing"
+    assert trainer.ledger.tallies[3].since_round.steps == 1
+    assert trainer.ledger.tallies[3].samples == 0
+    assert trainer.ledger.tallies[2].samples == 2, "the other block's is still to come"
+    same = {unit: all(torch.equal(before[unit][n], after[unit][n]) for n in before[unit]) for unit in before}
+    assert same == {"default/block.2": True, "default/block.3": False}
