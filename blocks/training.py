@@ -179,7 +179,7 @@ class SpanTrainer:
                 self._admitting.set()
 
     async def step_early(self, blocks: Iterable[int]) -> None:
-        """Inside `drained`: a step on what is counted of `blocks`, though less than a batch: it would go with the host."""
+        """Inside `drained`: a step on what is counted of `blocks`, though less than a batch: it goes with the host."""
         await self._step([block for block in blocks if self.ledger.tallies[block].samples])
 
     @property
