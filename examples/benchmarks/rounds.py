@@ -75,9 +75,10 @@ def measure_eight(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 8
     }
 
 
-def measure_recovery(bench: Bench, parameters: int = PARAMETERS, repeats: int = 3) -> Values:
-    """One peer of 4 is killed, three times; who comes in its place has been there from the start."""
+def measure_recovery(bench: Bench, parameters: int = PARAMETERS, repeats: int = 0) -> Values:
+    """One peer of 4 is killed, three times, or twice in a quick run; who comes in its place has been there from the start."""
     survivors, seconds, failed = 3, list[float](), list[float]()
+    repeats = repeats or bench.pick(2, 3)
     with Crew.of(bench.directory / "recovery", survivors + repeats, parameters) as crew:
         bench.say(f"{survivors} peers and {repeats} that will be killed are up")
         for victim in crew.peers[survivors:]:

@@ -16,7 +16,7 @@ from parts.round_peers import LEAD_SECONDS, units_of
 
 from swarm.local import LOOPBACK
 
-_ROUND_SECONDS = 30.0  # a round without an end is as long as this
+_ROUND_SECONDS = 20.0  # a round without an end is as long as this
 _LISTEN = f"/ip4/{LOOPBACK}/tcp/0"
 Settings = Mapping[str, float]
 
