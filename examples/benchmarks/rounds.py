@@ -76,7 +76,7 @@ def measure_eight(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 8
 
 
 def measure_recovery(bench: Bench, parameters: int = PARAMETERS, repeats: int = 0) -> Values:
-    """One peer of 4 is killed, three times, or twice in a quick run; who comes in its place has been there from the start."""
+    """One peer of 4 is killed, three times or, in a quick run, twice; who replaces it has been there from the start."""
     survivors, seconds, failed = 3, list[float](), list[float]()
     repeats = repeats or bench.pick(2, 3)
     with Crew.of(bench.directory / "recovery", survivors + repeats, parameters) as crew:
