@@ -85,6 +85,11 @@ def plots_of(metrics: Mapping[str, Sequence[Entry]]) -> list[Plot]:
     plots = [
         Plot(name="loss", title="Loss in training and held out", unit="nats per token",
              curves=[*curves("step", "loss"), *curves("evaluation", "loss", ", held out")]),
+        Plot(name="held_out", title="Loss on the held-out rows of all trainers", unit="nats per token",
+             curves=curves("swarm_evaluation", "loss")),
+        Plot(name="scores", title="Held-out rows of all trainers, classified", unit="of 1",
+             curves=[*curves("swarm_evaluation", "accuracy", ", accuracy"),
+                     *curves("swarm_evaluation", "macro_f1", ", F1"), *curves("swarm_evaluation", "auc", ", AUC")]),
         Plot(name="rounds", title="Rounds done", unit="round", curves=curves("round", "round"), steps=True),
         Plot(name="peers", title="Peers in each round", unit="peers", curves=curves("round", "peers"), steps=True),
         Plot(name="hosts", title="Hosts that are seen", unit="hosts", curves=curves("peer", "hosts"), steps=True),
