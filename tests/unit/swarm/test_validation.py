@@ -71,6 +71,20 @@ class World:
         )
 
 
+def says(peer: PeerId, evaluated: int | None, world: World) -> TrainerRecord:
+    """How a trainer stands."""
+    return TrainerRecord(
+        run=RUN,
+        peer=peer,
+        loss=1.0,
+        tokens_per_second=1.0,
+        step=1,
+        round=world.round,
+        evaluated=evaluated,
+        expires_at=world.now + 60,
+    )
+
+
 class Trainer:
     """One that measures `sums` of whatever round."""
 
@@ -103,18 +117,8 @@ class Trainer:
 
     async def say(self) -> None:
         """Tell the swarm how this trainer stands, as after a step."""
-        record = TrainerRecord(
-            run=RUN,
-            peer=self.me,
-            loss=1.0,
-            tokens_per_second=1.0,
-            step=1,
-            round=self.world.round,
-            evaluated=self.validation.announced,
-            expires_at=self.world.now + 60,
-        )
         self.world.now += 0.01  # the directory keeps what expires last
-        await self.world.directory.publish(record)
+        await self.world.directory.publish(says(self.me, self.validation.announced, self.world))
 
     async def finish(self) -> None:
         async with asyncio.timeout(SECONDS):
@@ -251,6 +255,26 @@ async def test_close_ends_what_waits(world: World, tmp_path: Path) -> None:
     assert [path.name for path in ann.best.parent.iterdir()] == []
 
 
+async def test_who_has_measured_a_round_is_waited_for_until_its_sums_are_there(world: World, tmp_path: Path) -> None:
+    await world.directory.publish(says(BOB, 1, world))
+    ann = Trainer(world, ANN, plain(10.0, 10), tmp_path)
+    await ann.validation.measure()
+    await world.directory.read_often()
+    assert not ann.validation.summed
+    await world.directory.publish(record_of(BOB, plain(30.0, 10)))
+    await ann.finish()
+    assert [found.loss for found in ann.validation.summed] == [2.0]
+
+
+async def test_a_round_is_measured_once(world: World, tmp_path: Path) -> None:
+    ann = Trainer(world, ANN, plain(10.0, 10), tmp_path)
+    for _ in range(2):
+        await ann.validation.measure()
+        await ann.finish()
+    assert ann.asked == [1]
+    assert len(ann.validation.summed) == 1
+
+
 BAD = {
     "a loss of -10": {"loss": -10.0},
     "a loss of 1e\\+15": {"loss": 1e15},
@@ -270,6 +294,7 @@ async def test_false_sums_are_refused_by_name_and_the_others_go_on(
 ) -> None:
     good = Sums(loss=20.0, tokens=20, labels=rows(20, 1), label_set=SET)
     await world.directory.publish(record_of(CEM, good, **BAD[reason]))
+    await world.directory.publish(says(CEM, 1, world))
     await world.directory.publish(record_of(BOB, good))
     ann = Trainer(world, ANN, good, tmp_path)
     await ann.validation.measure()
