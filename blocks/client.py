@@ -199,6 +199,21 @@ class ClientModel:
         with torch.no_grad():
             return self._summed_loss(hidden_BTD, input_ids_BT, mask_BT, labels_BT)
 
+    def log_likelihoods(
+        self, hidden_BTD: Tensor, input_ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor
+    ) -> Tensor:
+        """Of each token with a label, given those before it: [B, T] fp32 in nats, 0 where there is no label."""
+        targets_BT = labels_BT[:, 1:].to(self.device)
+        found_BT = torch.zeros(labels_BT.shape, dtype=torch.float32, device=self.device)
+        kept = _positions(targets_BT)
+        if kept.numel():
+            with torch.no_grad():
+                logits_BKV = self._logits_at(kept, hidden_BTD, input_ids_BT, mask_BT)
+                targets_BK = targets_BT[:, kept]
+                losses = _cross_entropy(logits_BKV, targets_BK, reduction="none")
+            found_BT[:, kept + 1] = -losses.view(targets_BK.shape)
+        return found_BT
+
     def _summed_loss(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, mask_BT: Tensor | None, labels_BT: Tensor
     ) -> tuple[Tensor, int]:
@@ -206,18 +221,15 @@ class ClientModel:
         tokens = int((targets_BT != IGNORED_LABEL).sum())
         if tokens == 0:
             return torch.zeros((), dtype=torch.float32, device=self.device), 0
-        # The head is most of the client's work, so it runs only where some row has a label.
-        kept = (targets_BT != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+        kept = _positions(targets_BT)
+        logits_BKV = self._logits_at(kept, hidden_BTD, input_ids_BT, mask_BT)
+        return _cross_entropy(logits_BKV, targets_BT[:, kept], reduction="sum"), tokens
+
+    def _logits_at(self, kept: Tensor, hidden_BTD: Tensor, input_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         logits_BTV = self._with_remote(lambda _: hidden_BTD, input_ids_BT, mask_BT, kept)
         if logits_BTV.shape[1] != kept.numel() or logits_BTV.shape[1] == input_ids_BT.shape[1]:
             logits_BTV = logits_BTV[:, kept]
-        total = nn.functional.cross_entropy(
-            logits_BTV.float().flatten(0, 1),
-            targets_BT[:, kept].flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
-        return total, tokens
+        return logits_BTV
 
     def _with_remote(self, remote: Remote, input_ids_BT: Tensor, mask_BT: Tensor | None, kept: Tensor) -> Tensor:
         """One pass with another chain in place -> logits of the positions `kept` (of all, where the family cannot)."""
@@ -245,6 +257,17 @@ class ClientModel:
             return AdaptiveLookup(generation_config)
         library = cast(GenerationMixin, super())
         return library._get_candidate_generator(generation_config=generation_config, **kwargs)
+
+
+def _positions(targets_BT: Tensor) -> Tensor:
+    """Where some row has a label: the head is most of the client's work, so it runs only there."""
+    return (targets_BT != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+
+
+def _cross_entropy(logits_BKV: Tensor, targets_BK: Tensor, *, reduction: str) -> Tensor:
+    return nn.functional.cross_entropy(
+        logits_BKV.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction
+    )
 
 
 def cut_to_client(model: nn.Module, num_layers: int) -> None:

@@ -13,7 +13,16 @@ from typing import Protocol
 from blocks.spans import Span
 from peers.errors import BadRecord
 from peers.network import PeerId
-from peers.records import PeerRecord, ProgressRecord, R, Record, SealCache, TrainerRecord, open_record
+from peers.records import (
+    EvaluationRecord,
+    PeerRecord,
+    ProgressRecord,
+    R,
+    Record,
+    SealCache,
+    TrainerRecord,
+    open_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +52,9 @@ class Directory(Protocol):
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
         """Live records of the trainers of the run, ordered by peer id."""
 
+    async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
+        """What trainers have measured with the adapter of round `number`, ordered by peer id."""
+
     async def store_run(self, run: str, blob: bytes, expires_at: float) -> bool:
         """Keep the run's signed settings (at most 4 kB) in the directory; any member may repeat it.
 
@@ -63,6 +75,8 @@ def keys_of(record: Record) -> list[str]:
     """The directory keys under which a record is stored, each with the peer id as its subkey."""
     if isinstance(record, TrainerRecord):
         return [trainers_key(record.run)]
+    if isinstance(record, EvaluationRecord):
+        return [evaluations_key(record.run, record.round)]
     return span_keys(record.run, record.kind, record.span)
 
 
@@ -74,6 +88,11 @@ def span_keys(run: str, kind: str, span: Span) -> list[str]:
 def trainers_key(run: str) -> str:
     """The key of all trainers of a run."""
     return f"swarmtune/{run}/trainer"
+
+
+def evaluations_key(run: str, number: int) -> str:
+    """The key of what all trainers have measured with the adapter of one round."""
+    return f"swarmtune/{run}/evaluation/{number}"
 
 
 class RecordReader:
@@ -113,5 +132,6 @@ def overlapping(records: list[R], span: Span) -> list[R]:
     return [
         record
         for record in records
-        if isinstance(record, TrainerRecord) or (record.span.start < span.end and span.start < record.span.end)
+        if isinstance(record, TrainerRecord | EvaluationRecord)
+        or (record.span.start < span.end and span.start < record.span.end)
     ]

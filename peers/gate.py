@@ -43,6 +43,7 @@ _BY_RECORD = {
     "peer": Role.HOST,
     "progress": Role.HOST,
     "trainer": Role.TRAINER,
+    "evaluation": Role.TRAINER,
     "run": Role.TRAINER,
     "revoked": Role.TRAINER,
 }

@@ -21,6 +21,7 @@ from blocks.spans import Span
 from peers.directory import (
     MAX_ENTRIES_PER_KEY,
     RecordReader,
+    evaluations_key,
     keys_of,
     overlapping,
     span_keys,
@@ -32,6 +33,7 @@ from peers.identity import Identity
 from peers.network import PeerId
 from peers.records import (
     MAX_SEALED_BYTES,
+    EvaluationRecord,
     PeerRecord,
     ProgressRecord,
     R,
@@ -50,7 +52,7 @@ _RUN_KIND, _REVOKED_KIND = "run", "revoked"
 _WORDS = {_RUN_KIND: "settings", _REVOKED_KIND: "revocations"}
 _MAX_SEALED_RUN_BYTES = 2 * MAX_SEALED_BYTES  # a run's 4 kB inside a member's envelope
 _MAX_COPIES = 4
-_KINDS = {"peer": MAX_SEALED_BYTES, "progress": MAX_SEALED_BYTES, "trainer": MAX_SEALED_BYTES}
+_KINDS = dict.fromkeys(("peer", "progress", "trainer", "evaluation"), MAX_SEALED_BYTES)
 _KINDS |= dict.fromkeys((_RUN_KIND, _REVOKED_KIND), _MAX_SEALED_RUN_BYTES)
 
 
@@ -114,6 +116,11 @@ class HivemindDirectory:
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
         """See Directory."""
         return await self._find([trainers_key(run)], TrainerRecord, run)
+
+    async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
+        """See Directory."""
+        found = await self._find([evaluations_key(run, number)], EvaluationRecord, run)
+        return [record for record in found if record.round == number]
 
     async def store_run(self, run: str, blob: bytes, expires_at: float) -> bool:
         """See Directory. A few copies are enough: where others keep theirs, this peer adds none."""

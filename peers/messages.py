@@ -155,11 +155,14 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluate:
-    """A forward pass with the newest snapshot; `item` names it for the one who collects. Tensors as for Forward."""
+    """A forward pass with the snapshot of `round`, or the newest where it is not there or none is named; `item` names
+    the pass for the one who collects. Tensors as for Forward.
+    """
 
     kind: ClassVar[str] = "evaluate"
     lane: str = wired(NAME)
     item: str = wired(NAME)
+    round: int | None = wired(optional(COUNT), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from blocks.errors import BadSpan
 from blocks.spans import MAX_BLOCKS, Span
 from peers.config import MAX_MULTIADDR_CHARS, MULTIADDR
 from peers.errors import BadMessage, BadRecord
-from peers.fields import BOOLEAN, Codec, from_body, integer, optional, raw, several, to_body, wired
+from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, to_body, wired
 from peers.identity import Identity, peer_id_of, verify
 from peers.network import PeerId
 
@@ -34,6 +34,7 @@ AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span 
 
 _DOMAIN = b"swarmtune record 1\0"
 _MAX_ROUND = 2**40
+_MAX_LABELS_BYTES = 3000
 _MAX_WINDOW_SECONDS = 60.0
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,64}")
 
@@ -209,7 +210,9 @@ class ProgressRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerRecord:
-    """How a trainer is doing. Losses are mean cross entropy per token in nats."""
+    """How a trainer is doing. Losses are mean cross entropy per token in nats. `evaluated` is the last round with
+    which it has measured held-out rows; None where it has none, or measures no more.
+    """
 
     kind: ClassVar[str] = "trainer"
     run: str = wired(_RUN)
@@ -220,10 +223,30 @@ class TrainerRecord:
     tokens_per_second: float = wired(_SPEED)
     step: int = wired(integer(0, _MAX_ROUND))
     round: int = wired(_ROUND)
+    evaluated: int | None = wired(optional(_ROUND), default=None)
     expires_at: float = wired(_MOMENT)
 
 
-Record: TypeAlias = PeerRecord | ProgressRecord | TrainerRecord
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRecord:
+    """What a trainer's held-out rows give with the adapter of `round`: `loss` summed over `tokens`, in nats.
+
+    Of rows with a label: `label_set` names the labels among which they were chosen, `labels` has the counts, packed.
+    Both are empty where there are none. What sums can be is for the reader to judge.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    run: str = wired(_RUN)
+    peer: PeerId = wired(_PEER)
+    round: int = wired(_ROUND)
+    loss: float = wired(NUMBER)
+    tokens: int = wired(integer(1, 2**53))
+    label_set: bytes = wired(raw(DIGEST_BYTES), default=b"")
+    labels: bytes = wired(raw(_MAX_LABELS_BYTES), default=b"")
+    expires_at: float = wired(_MOMENT)
+
+
+Record: TypeAlias = PeerRecord | ProgressRecord | TrainerRecord | EvaluationRecord
 R = TypeVar("R", bound=Record)
 
 

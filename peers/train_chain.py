@@ -111,8 +111,11 @@ class TrainChain:
             await let_go()
             raise
 
-    async def evaluate(self, hidden_BTD: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
-        """A forward pass through the last completed round's adapter; [B, T, D] fp32.
+    async def evaluate(
+        self, hidden_BTD: torch.Tensor, mask_BT: torch.Tensor | None, *, number: int | None = None
+    ) -> torch.Tensor:
+        """A forward pass through the adapter of round `number`, or the last completed one where a host has that no more
+        or none is named; [B, T, D] fp32.
 
         Raises:
             NoRoute, Refused: as for train.
@@ -120,7 +123,8 @@ class TrainChain:
 
         async def once(lanes: OpenLanes) -> torch.Tensor:
             item = uuid.uuid4().hex
-            return await self._through(lanes, Evaluate(lane=lanes.first, item=item), item, hidden_BTD, mask_BT)
+            message = Evaluate(lane=lanes.first, item=item, round=number)
+            return await self._through(lanes, message, item, hidden_BTD, mask_BT)
 
         async def let_go() -> None:
             """Hosts keep nothing of it."""

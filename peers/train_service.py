@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from blocks.ledger import MicrobatchId, Piece
-from blocks.snapshots import SnapshotShelf
+from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
 from blocks.training import Microbatch, SpanTrainer
 from peers.answering import Handler
@@ -46,11 +47,23 @@ def item_of(microbatch: MicrobatchId) -> str:
     return hashlib.sha256(repr(microbatch).encode()).hexdigest()[:32]
 
 
+def _keep(snapshots: list[Snapshot]) -> None:
+    """For a model without versions."""
+
+
 class TrainService(Handler):
     """One host's `train` streams."""
 
-    def __init__(self, trainer: SpanTrainer, shelf: SnapshotShelf, edge: Edge, pool: Asking) -> None:
-        self._trainer, self._shelf, self._edge = trainer, shelf, edge
+    def __init__(
+        self,
+        trainer: SpanTrainer,
+        shelf: SnapshotShelf,
+        edge: Edge,
+        pool: Asking,
+        drop_versions: Callable[[list[Snapshot]], None] = _keep,
+    ) -> None:
+        """`drop_versions` removes snapshots from the model that nobody needs."""
+        self._trainer, self._shelf, self._edge, self._drop_versions = trainer, shelf, edge, drop_versions
         self._onward = Onward(pool=pool, kind=StreamKind.TRAIN, seconds=PASS_SECONDS)
         self._lanes, self._outbox = Lanes(), Outbox()
         self._lane_of: dict[MicrobatchId, Lane] = {}
@@ -135,8 +148,14 @@ class TrainService(Handler):
         lane = self._lanes.find(message.lane)
         lane.check_forward(question.peer)
         hidden, mask = self._activations(question.tensors)
-        output = await self._trainer.evaluate(hidden, mask, lane.span, self._shelf.newest.label)
-        onward = Evaluate(lane="" if lane.onward is None else lane.onward.name, item=message.item)
+        asked = None if message.round is None else self._shelf.of_round(message.round)
+        label = (asked or self._shelf.newest).label
+        self._shelf.pin(label)  # what waits for its turn to compute must find it then
+        try:
+            output = await self._trainer.evaluate(hidden, mask, lane.span, label)
+        finally:
+            self._drop_versions(self._shelf.unpin(label))
+        onward = replace(message, lane="" if lane.onward is None else lane.onward.name)
         return await self._hand_on(lane, message.item, onward, _with(question, output))
 
     async def _hand_on(self, lane: Lane, item: str, message: Message, done: Question) -> Answer:

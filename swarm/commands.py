@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -37,10 +36,10 @@ from swarm.state import states_of
 from swarm.status import COLUMNS, title
 from swarm.trackers import tracked
 from swarm.traffic import TRAFFIC_COLUMNS, size_words
+from swarm.training_view import TrainingView
 
 if TYPE_CHECKING:
     from swarm.loading import HostingConfig
-    from swarm.train import Evaluation, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +158,12 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
             peer.hold(own, _hosting(options, options.device))
         screen.now("reading the data")
         data = peer.load(options.data)
-        held_out = peer.load(options.eval_data) if options.eval_data else None
+        held_out = peer.load(options.eval_data, labels=options.labels) if options.eval_data else None
         seen = "and so do its activations" if peer.holds_all else "hosts see activations of it"
         screen.say(f"training on {len(data)} samples; their text stays here, {seen}")
         view = TrainingView(screen)
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
-        view.finish(result.evaluations)
+        view.finish(result.evaluations, result.swarm_evaluations)
         screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
         used = peer.node.traffic.total
         screen.say(f"{size_words(used.sent)} sent, {size_words(used.received)} received")
@@ -302,48 +301,13 @@ def _export_best(options: ExportOptions, screen: Screen) -> None:
     if options.state is None and isinstance(options.target, RunDirectory):
         states.append(own_state(options.target))
     best = export_best(states, options.directory)
-    screen.say(f"held-out loss {best.loss:.4f}, the lowest of trainers on this machine")
+    rows = f" over the rows of {len(best.parts)} trainers" if len(best.parts) > 1 else ""
+    screen.say(f"held-out loss {best.loss:.4f}{rows}, the lowest of trainers on this machine")
     screen.say(_exported_line(best.round, options))
 
 
 def _exported_line(number: int, options: ExportOptions) -> str:
     return f"the adapter of round {number} is in {options.directory}; load it with PeftModel.from_pretrained"
-
-
-def progress_line(progress: Progress) -> str:
-    """A trainer's progress in one line."""
-    held_out = ""
-    if progress.evaluation is not None:
-        held_out = f", held out {progress.evaluation.loss:.4f}"
-    return (
-        f"step {progress.step}, loss {progress.loss:.4f}{held_out}, {progress.tokens_per_second:.0f} tokens/s, "
-        f"round {progress.round}, {progress.peers} hosts"
-    )
-
-
-def evaluation_line(evaluation: Evaluation) -> str:
-    """A held-out loss in one line."""
-    return f"round {evaluation.round}: held-out loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:.2f}"
-
-
-class TrainingView:
-    """Shows a training job: the step as it goes, and each evaluation once."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._shown: Evaluation | None = None
-
-    def show(self, progress: Progress) -> None:
-        """Called after each step."""
-        if progress.evaluation is not None and progress.evaluation != self._shown:
-            self._shown = progress.evaluation
-            self._screen.say(evaluation_line(progress.evaluation))
-        self._screen.now(progress_line(progress))
-
-    def finish(self, evaluations: Sequence[Evaluation]) -> None:
-        """The last evaluation comes after the last step."""
-        if evaluations and evaluations[-1] != self._shown:
-            self._screen.say(evaluation_line(evaluations[-1]))
 
 
 def _hosting(options: TrainOptions, device: str) -> HostingConfig:

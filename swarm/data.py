@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.data_rows import Digest, Row, TextRow, read_rows
+from swarm.data_rows import Digest, LabelRow, Row, TextRow, read_rows
 from swarm.data_tables import HUB_PREFIX, read_dataset, read_hub
-from swarm.encoding import Encoded, Tokenizer, encode_row
+from swarm.encoding import Encoded, Tokenizer, answer_end, encode_row, label_ids
 from swarm.errors import BadCheckpoint, BadData
+from swarm.labelled import Labelled, labelled_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Sample:
 class SampleSet:
     """All samples of some files, in flat arrays. `fingerprint` names the files' bytes and how they were cut.
 
-    `num_skipped` rows had no token to learn from; `num_cut` were longer than the sequence length.
+    `num_skipped` rows had no token to learn from; `num_cut` were longer than the sequence length. `labelled` says which
+    have a label; None where none has.
     """
 
     ids: NDArray[np.int32]
@@ -56,6 +58,7 @@ class SampleSet:
     fingerprint: str
     num_skipped: int = 0
     num_cut: int = 0
+    labelled: Labelled | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,6 +76,7 @@ class SampleSet:
             labels=self.labels[:end],
             offsets=self.offsets[: count + 1],
             fingerprint=f"{self.fingerprint[:40]}-{count}",
+            labelled=None if self.labelled is None else self.labelled.head(count),
         )
 
 
@@ -151,8 +155,11 @@ class DataStream:
         return Batch(samples=tuple(chosen), after=self._position)
 
 
-def load_samples(sources: Sequence[object], tokenizer: Tokenizer, sequence_length: int) -> SampleSet:
-    """Read, tokenize and cut all rows of `sources`; only token ids stay in memory.
+def load_samples(
+    sources: Sequence[object], tokenizer: Tokenizer, sequence_length: int, labels: Iterable[str] = ()
+) -> SampleSet:
+    """Read, tokenize and cut all rows of `sources`; only token ids stay in memory. `labels` may be chosen besides those
+    that rows have.
 
     A source is the path of a .jsonl, .parquet or .txt file, `hf:OWNER/NAME` with `:SPLIT` or without, or an object of
     the package datasets.
@@ -166,7 +173,10 @@ def load_samples(sources: Sequence[object], tokenizer: Tokenizer, sequence_lengt
     rows = (row for source in sources for row in _rows(source, digest))
     names = ", ".join(str(each) if isinstance(each, (str, Path)) else type(each).__name__ for each in sources[:3])
     # The digest is complete only once all rows have been read.
-    return _collect(rows, tokenizer, sequence_length, lambda: digest.hexdigest()[:32], names)
+    samples = _collect(rows, tokenizer, sequence_length, labels)
+    if samples.labelled is None and set(labels):
+        raise BadData(f"{names}: labels are named, and no row has one; give rows the field 'label'")
+    return _checked(replace(samples, fingerprint=digest.hexdigest()[:32]), names)
 
 
 def _rows(source: object, digest: Digest) -> Iterator[Row]:
@@ -188,7 +198,8 @@ def samples_from_text(texts: Iterable[str], tokenizer: Tokenizer, sequence_lengt
     for number, text in enumerate(texts, start=1):
         digest.update(text.encode())
         rows.append(TextRow(where=f"text {number}", text=text, packed=True))
-    return _collect(rows, tokenizer, sequence_length, lambda: digest.hexdigest()[:32], "the text")
+    samples = _collect(rows, tokenizer, sequence_length)
+    return _checked(replace(samples, fingerprint=digest.hexdigest()[:32]), "the text")
 
 
 def split_microbatches(
@@ -199,17 +210,22 @@ def split_microbatches(
     The same samples give the same cut. Long rows come first, so that a lack of memory shows at once. `first_budget`
     is for the first one (None: as the others).
     """
-    by_length = sorted(range(len(samples)), key=lambda index: (-len(samples[index].input_ids), index))
-    groups: list[list[Sample]] = []
+    groups = group_by_length([len(sample.input_ids) for sample in samples], token_budget, first_budget)
+    return [pad_right([samples[index] for index in group]) for group in groups]
+
+
+def group_by_length(lengths: Sequence[int], token_budget: int, first_budget: int | None = None) -> list[list[int]]:
+    """Which rows of these lengths go into which microbatch; see split_microbatches."""
+    by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    groups: list[list[int]] = []
     for index in by_length:
-        sample = samples[index]
-        longest = len(groups[-1][0].input_ids) if groups else 0
+        longest = lengths[groups[-1][0]] if groups else 0
         budget = first_budget if len(groups) == 1 and first_budget is not None else token_budget
         if groups and (len(groups[-1]) + 1) * longest <= budget:
-            groups[-1].append(sample)
+            groups[-1].append(index)
         else:
-            groups.append([sample])
-    return [pad_right(group) for group in groups]
+            groups.append([index])
+    return groups
 
 
 def pad_right(samples: Sequence[Sample]) -> Microbatch:
@@ -272,6 +288,8 @@ class _Collector:
         self._lengths: list[int] = [0]
         self._pending: list[NDArray[np.int32]] = []
         self._num_pending = 0
+        self.names: list[str | None] = []
+        """The label of each sample."""
         self.num_skipped = 0
         self.num_cut = 0
 
@@ -285,6 +303,14 @@ class _Collector:
         self._ids.append(ids)
         self._labels.append(np.where(learn, ids, np.int32(NO_LOSS)))
         self._lengths.append(len(ids))
+        self.names.append(None)
+
+    def add_labelled(self, encoded: Encoded, name: str) -> None:
+        """A row whose label stands at its end, so that it is cut at its beginning."""
+        length, num_before = self._sequence_length, len(self.names)
+        self.num_cut += len(encoded.ids) > length
+        self.add(Encoded(encoded.ids[-length:], encoded.learn[-length:]))
+        self.names[num_before:] = [name] * (len(self.names) - num_before)
 
     def pack(self, ids: NDArray[np.int32]) -> None:
         """Running text: joined with what came before into full sequences."""
@@ -293,14 +319,14 @@ class _Collector:
         if self._num_pending >= self._sequence_length:
             self._flush(keep_rest=True)
 
-    def finish(self, fingerprint: str) -> SampleSet:
-        """All of it."""
+    def finish(self) -> SampleSet:
+        """All of it, without a name."""
         self._flush(keep_rest=False)
         return SampleSet(
             ids=np.concatenate([np.zeros(0, np.int32), *self._ids]),
             labels=np.concatenate([np.zeros(0, np.int32), *self._labels]),
             offsets=np.cumsum(self._lengths, dtype=np.int64),
-            fingerprint=fingerprint,
+            fingerprint="",
             num_skipped=self.num_skipped,
             num_cut=self.num_cut,
         )
@@ -317,21 +343,24 @@ class _Collector:
         self._pending, self._num_pending = [rest], len(rest)
 
 
-def _collect(
-    rows: Iterable[Row],
-    tokenizer: Tokenizer,
-    sequence_length: int,
-    fingerprint: Callable[[], str],
-    names: str,
-) -> SampleSet:
+def _collect(rows: Iterable[Row], tokenizer: Tokenizer, sequence_length: int, labels: Iterable[str] = ()) -> SampleSet:
     collector = _Collector(sequence_length)
+    names = {label.strip() for label in labels}
     for row in rows:
         encoded = encode_row(row, tokenizer)
         if isinstance(row, TextRow) and row.packed:
             collector.pack(encoded.ids)
+        elif isinstance(row, LabelRow):
+            names.add(row.label)
+            collector.add_labelled(encoded, row.label)
         else:
             collector.add(encoded)
-    samples = collector.finish(fingerprint())
+    ids = {name: label_ids(name, tokenizer) for name in names}
+    samples = collector.finish()
+    return replace(samples, labelled=labelled_of(collector.names, ids, answer_end(tokenizer), sequence_length))
+
+
+def _checked(samples: SampleSet, names: str) -> SampleSet:
     if not len(samples):
         raise BadData(f"{names}: none of {samples.num_skipped} rows has a token to learn from; check the answers' text")
     if samples.num_skipped:

@@ -13,7 +13,7 @@ from swarm.errors import BadData
 
 MAX_ROW_BYTES = 16 * 2**20
 _MAX_MESSAGES = 4096
-_EXPECTED = "text; prompt and completion; messages; or instruction and output (input may be added)"
+_EXPECTED = "text; text and label; prompt and completion; messages; or instruction and output (input may be added)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,21 @@ class ChatRow:
     plain: PairRow | None = None
 
 
-Row = TextRow | PairRow | ChatRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRow:
+    """A text and its class: loss on the label only, which stands behind the text after one space."""
+
+    where: str
+    text: str
+    label: str
+
+    @property
+    def pair(self) -> PairRow:
+        """The text, and the label as its completion."""
+        return PairRow(where=self.where, prompt=self.text, completion=f" {self.label}")
+
+
+Row = TextRow | PairRow | ChatRow | LabelRow
 
 
 class Digest(Protocol):
@@ -135,6 +149,8 @@ def row_of(where: str, value: object) -> Row:
         raise BadData(f"{where}: not a JSON object; use {_EXPECTED}")
     if "messages" in value:
         return _chat(where, value["messages"])
+    if value.get("label") is not None and "completion" not in value and ("text" in value or "prompt" in value):
+        return _labelled(where, value)
     if "text" in value:
         return TextRow(where=where, text=_text(where, value, "text"))
     if "prompt" in value and "completion" in value:
@@ -143,6 +159,17 @@ def row_of(where: str, value: object) -> Row:
         return _instruction(where, value)
     found = ", ".join(sorted(str(key)[:40] for key in value)[:12]) or "none"
     raise BadData(f"{where}: has the fields {found!r}, expected {_EXPECTED}")
+
+
+def _labelled(where: str, row: Mapping[str, object]) -> LabelRow:
+    label = row["label"]
+    if not isinstance(label, (str, int)) or isinstance(label, bool):
+        raise BadData(f"{where}: field 'label' is a {type(label).__name__}; use a string, or a whole number")
+    text = _text(where, row, "text" if "text" in row else "prompt").rstrip()
+    name = str(label).strip()
+    if not text or not name:
+        raise BadData(f"{where}: the label, or the text before it, is empty; write it, or drop the row")
+    return LabelRow(where=where, text=text, label=name)
 
 
 def _text(where: str, row: Mapping[str, object], name: str) -> str:

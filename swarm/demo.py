@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.commands import TrainingView
 from swarm.errors import SwarmError
 from swarm.local import LocalHost, local_hosts
 from swarm.options import DemoOptions, Screen
 from swarm.peer import Peer, PeerConfig
+from swarm.training_view import TrainingView
 
 if TYPE_CHECKING:
     from swarm.training import TrainingResult
@@ -111,7 +111,7 @@ def _train(peer: Peer, screen: Screen) -> TrainingResult:
     view = TrainingView(screen)
     last = _STEPS * _BATCH // _ROUND_SAMPLES
     result = peer.train(train, steps=_STEPS, held_out=held_out, on_progress=view.show, last_round=last)
-    view.finish(result.evaluations)
+    view.finish(result.evaluations, result.swarm_evaluations)
     return result
 
 

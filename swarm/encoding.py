@@ -11,7 +11,7 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
-from swarm.data_rows import ChatRow, PairRow, Row, TextRow
+from swarm.data_rows import ChatRow, LabelRow, PairRow, Row, TextRow
 from swarm.errors import BadData
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -64,8 +64,20 @@ def encode_row(row: Row, tokenizer: Tokenizer) -> Encoded:
             return _encoded([(_ids(tokenizer, row.text) + _end(tokenizer), True)])
         case PairRow():
             return _encode_pair(row, tokenizer)
+        case LabelRow():
+            return _encode_pair(row.pair, tokenizer)
         case ChatRow():
             return _encode_chat(row, tokenizer)
+
+
+def label_ids(label: str, tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """The tokens of a label as they stand behind a text, without what ends an answer."""
+    return np.asarray(_ids(tokenizer, f" {label}", special=False), dtype=np.int32)
+
+
+def answer_end(tokenizer: Tokenizer) -> list[int]:
+    """What ends an answer: one token, or none where the model has no such."""
+    return _end(tokenizer)
 
 
 def answer_spans(row: ChatRow, tokenizer: Tokenizer, whole: str) -> list[tuple[int, int]]:

@@ -191,7 +191,7 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate,
         edge,
         node.pool,
     )
-    train = TrainService(host.trainer, host.shelf, edge, node.pool)
+    train = TrainService(host.trainer, host.shelf, edge, node.pool, host.drop_versions)
     gates = [WorkGate(service, node.network.peer_id, node.traffic.limit) for service in (train, decode)]
     await node.serve(StreamKind.TRAIN, gates[0])
     await node.serve(StreamKind.DECODE, gates[1])

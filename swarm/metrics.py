@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "metrics.jsonl"  # in a peer's state directory
 OLD_NAME = "metrics.1.jsonl"
-KINDS = ("step", "evaluation", "round", "round_failed", "peer")
+KINDS = ("step", "evaluation", "swarm_evaluation", "round", "round_failed", "peer")
 _MOST_BYTES = 8 << 20  # of each of the two files
 _MAX_LINE_BYTES = 1 << 14
 _MAX_TEXT = 400

@@ -98,7 +98,8 @@ class TrainOptions(PeerOptions):
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
     it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
     work for them. Others use its blocks too, unless it is `behind_nat` and they cannot. `wire` is how activations
-    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers).
+    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers). `labels` may be
+    chosen for rows of `eval_data` besides those that are seen there.
     """
 
     data: tuple[Path, ...]
@@ -108,6 +109,7 @@ class TrainOptions(PeerOptions):
     device: str = "auto"
     quantize: Quantization | None = None
     eval_data: tuple[Path, ...] = ()
+    labels: tuple[str, ...] = ()
     steps: int = 0
     avoid: frozenset[str] = frozenset()
     only: frozenset[str] = frozenset()

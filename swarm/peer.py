@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -120,8 +120,9 @@ class Peer:
         hosting = self.loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
-    def load(self, data: object) -> SampleSet:
+    def load(self, data: object, *, labels: Sequence[str] = ()) -> SampleSet:
         """Read data as samples of the run's sequence length: one source of data.load_samples, a list of some, or rows.
+        Of held-out rows with a label, `labels` are some that may be chosen besides those that the rows have.
 
         Raises:
             BadData: a source or a row cannot be used; the message names it.
@@ -131,7 +132,7 @@ class Peer:
         sources = [data]
         if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
             sources = list(data)
-        return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length)
+        return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length, labels)
 
     def train(
         self,
@@ -144,9 +145,11 @@ class Peer:
     ) -> TrainingResult:
         """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
 
-        `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
+        `held_out` is measured before the first step, after every round, and at the end, when `last_round` is done. Its
+        sums are told to the swarm, and added to those of all other trainers that measure.
 
         Raises:
+            BadData: nothing can be chosen among the labels of `held_out`.
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
             NotInvited: to this private run, but not as a trainer.
         """

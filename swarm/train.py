@@ -1,4 +1,4 @@
-"""A trainer: brings data, runs its microbatches through the chain, and measures held-out loss after each round.
+"""A trainer: brings data, runs its microbatches through the chain, and has held-out rows measured after each round.
 
 Raw text never leaves this process; activations of it do.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -26,6 +25,7 @@ from peers.network import PeerId
 from peers.records import TrainerRecord
 from peers.train_chain import HeadResult, TrainChain, Work
 from swarm.data import DataPosition, DataStream, Microbatch, Sample, SampleSet, split_microbatches
+from swarm.evaluation_sums import Evaluation
 from swarm.trainer_state import LIFE_BITS, TrainerState, load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -58,22 +58,10 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Held-out loss (mean per token, nats) with the adapter of one round."""
-
-    round: int
-    loss: float
-    tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """Of the held-out text; bounded, so that a loss that exploded still prints."""
-        return math.exp(min(self.loss, 50.0))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How a trainer stands after a step. `loss` is the step's mean per token in nats, `evaluation` the last one."""
+    """How a trainer stands after a step. `loss` is the step's mean per token in nats, `evaluation` the last one of its
+    own held-out rows, `swarm_evaluation` the last over those of all trainers.
+    """
 
     step: int
     samples: int
@@ -82,16 +70,43 @@ class Progress:
     round: int
     peers: int
     evaluation: Evaluation | None = None
+    swarm_evaluation: Evaluation | None = None
+
+
+class Measuring(Protocol):
+    """What measures held-out rows between steps; validation.Validation."""
+
+    @property
+    def own(self) -> Sequence[Evaluation]:
+        """What this trainer's rows gave, in order."""
+
+    @property
+    def summed(self) -> Sequence[Evaluation]:
+        """What the rows of all trainers gave, as it came."""
+
+    @property
+    def announced(self) -> int | None:
+        """The last round that was measured; None: others need not wait for any."""
+
+    def is_due(self) -> bool:
+        """Whether a round is done that was not measured."""
+
+    async def measure(self) -> None:
+        """Do it, and tell the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwarmView:
-    """What a trainer needs to know of the swarm around it."""
+    """What a trainer needs to know of the swarm around it: `round` is the newest that any host has done, `is_settled`
+    says whether all have done one, as of the last `refresh`.
+    """
 
     me: PeerId
     run: str
     directory: Directory
     round: Callable[[], int]
+    is_settled: Callable[[int], bool]
+    refresh: Callable[[], Awaitable[None]]
     num_peers: Callable[[], int]
     dht_time: Callable[[], float]
 
@@ -142,6 +157,16 @@ class Head:
 
         return await self._thread.run(Priority.EVALUATE, compute)
 
+    async def log_likelihoods(self, microbatch: Microbatch, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Of each token with a label: [B, T] fp32 in nats, 0 elsewhere."""
+
+        def compute() -> torch.Tensor:
+            return self._client.log_likelihoods(
+                hidden_BTD.to(self._client.dtype), microbatch.input_ids_BT, microbatch.mask_BT, microbatch.labels_BT
+            )
+
+        return await self._thread.run(Priority.EVALUATE, compute)
+
 
 class Trainer:
     """Trains over a chain. `run` returns when its steps are done; where the data stood is kept in `state`."""
@@ -149,11 +174,10 @@ class Trainer:
     def __init__(
         self, chain: TrainChain, head: Head, view: SwarmView, data: SampleSet, config: TrainerConfig, *, state: Path
     ) -> None:
-        self.evaluations: list[Evaluation] = []
         self.losses: list[float] = []
         self.tokens = 0
-        self.on_evaluation: Callable[[Evaluation], Awaitable[None]] | None = None
-        """Is told of each evaluation before training goes on."""
+        self.validation: Measuring | None = None
+        """Measures before the first step and after every round."""
         self._chain, self._head, self._view, self._config, self._state = chain, head, view, config, state
         saved = load_state(state)
         self._step, self._samples = saved.step, saved.samples
@@ -163,51 +187,30 @@ class Trainer:
         self._life = saved.life if same_data else secrets.randbits(LIFE_BITS)
         self._save(self._stream.position)
         self._told_at = float("-inf")
+        self._progress: Progress | None = None
 
-    async def run(
-        self, *, held_out: Sequence[Microbatch] = (), on_progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        """Train; evaluate before the first step and after every round.
+    async def run(self, *, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Train, and measure held-out rows in between.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than the router waits.
         """
         last = self._step + self._config.steps if self._config.steps else None
-        evaluated = -1
         while last is None or self._step < last:
-            if held_out and self._view.round() > evaluated:
-                evaluated = self._view.round()
-                await self.evaluate(held_out)
-            progress = await self._train_batch()
+            if self.validation is not None and self.validation.is_due():
+                await self.validation.measure()
+            self._progress = progress = await self._train_batch()
             if on_progress is not None:
                 on_progress(progress)
-            await self._tell(progress)
-
-    async def evaluate(self, held_out: Sequence[Microbatch]) -> Evaluation:
-        """Held-out loss with the adapter of the last completed round."""
-        number = self._view.round()
-        slots = asyncio.Semaphore(self._config.in_flight)
-
-        async def one(microbatch: Microbatch) -> tuple[float, int]:
-            async with slots:
-                hidden = await self._chain.evaluate(await self._head.embed(microbatch), microbatch.mask_BT)
-                return await self._head.evaluate(microbatch, hidden)
-
-        results = await _together(one(microbatch) for microbatch in held_out)
-        tokens = sum(count for _, count in results)
-        found = Evaluation(round=number, loss=sum(loss for loss, _ in results) / max(1, tokens), tokens=tokens)
-        self.evaluations.append(found)
-        logger.info("evaluated round=%d loss=%.4f tokens=%d", number, found.loss, tokens)
-        if self.on_evaluation is not None:
-            await self.on_evaluation(found)
-        return found
+            if self._view.dht_time() - self._told_at >= _RECORD_BETWEEN_SECONDS:
+                await self.tell()
 
     async def _train_batch(self) -> Progress:
         batch = next(self._stream)
         began = time.monotonic()
         slots = asyncio.Semaphore(self._config.in_flight)
         microbatches = pipelined(batch.samples, self._config.token_budget, self._config.in_flight)
-        results = await _together(
+        results = await together(
             self._train_one(index, microbatch, slots) for index, microbatch in enumerate(microbatches)
         )
         labelled = sum(result.tokens for result in results)
@@ -225,7 +228,8 @@ class Trainer:
             tokens_per_second=tokens / max(1e-9, time.monotonic() - began),
             round=self._view.round(),
             peers=self._view.num_peers(),
-            evaluation=self.evaluations[-1] if self.evaluations else None,
+            evaluation=_last(None if self.validation is None else self.validation.own),
+            swarm_evaluation=_last(None if self.validation is None else self.validation.summed),
         )
 
     def _save(self, position: DataPosition) -> None:
@@ -241,11 +245,12 @@ class Trainer:
             )
             return await self._chain.train(work, lambda hidden: self._head.loss(microbatch, hidden))
 
-    async def _tell(self, progress: Progress) -> None:
-        now = self._view.dht_time()
-        if now - self._told_at < _RECORD_BETWEEN_SECONDS:
+    async def tell(self) -> None:
+        """Say to the swarm how this trainer stands after its last step."""
+        progress = self._progress
+        if progress is None:
             return
-        self._told_at = now
+        now = self._told_at = self._view.dht_time()
         record = TrainerRecord(
             run=self._view.run,
             peer=self._view.me,
@@ -255,12 +260,17 @@ class Trainer:
             tokens_per_second=progress.tokens_per_second,
             step=progress.step,
             round=progress.round,
+            evaluated=None if self.validation is None else self.validation.announced,
             expires_at=now + _RECORD_LIFE_SECONDS,
         )
         await self._view.directory.publish(record)
 
 
-async def _together(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
+def _last(evaluations: Sequence[Evaluation] | None) -> Evaluation | None:
+    return evaluations[-1] if evaluations else None
+
+
+async def together(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """All results in order. The first failure ends the others; what a caller can meet comes as itself, not in a group.
 
     Raises:

@@ -24,11 +24,14 @@ from swarm.best_adapter import BEST, BestAdapter
 from swarm.data import SampleSet
 from swarm.devices import pick_dtype
 from swarm.errors import NotInvited
+from swarm.evaluating import HeldOut
+from swarm.evaluation_sums import Evaluation
 from swarm.exporting import export
 from swarm.metrics import Value
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.run_model import check_weights, find_run_model
-from swarm.train import STATE_NAME, Evaluation, Head, Progress, SwarmView, Trainer, TrainerConfig, pipelined
+from swarm.train import STATE_NAME, Head, Progress, SwarmView, Trainer, TrainerConfig
+from swarm.validation import Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 TOKEN_BUDGET = 2048
 _ROUND_SECONDS = 60.0
 _POLL_SECONDS = 0.25
+_LAST_SUMS_SECONDS = 30.0  # how long the others' last sums are waited for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +58,13 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """What a trainer did: the mean token loss of each step, the held-out losses, tokens seen, microbatches repeated."""
+    """What a trainer did: the mean token loss of each step, what its held-out rows gave and those of all trainers,
+    tokens seen, microbatches repeated.
+    """
 
     losses: tuple[float, ...]
     evaluations: tuple[Evaluation, ...]
+    swarm_evaluations: tuple[Evaluation, ...]
     tokens: int
     repeated: int
 
@@ -85,36 +92,34 @@ async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tra
         )
         state = node.config.state / STATE_NAME
         trainer = Trainer(chain, Head(client, thread), swarm_view(node), request.data, settings, state=state)
-        held_out = []
+        validation = None
         if request.held_out is not None:
-            samples = [request.held_out[index] for index in range(len(request.held_out))]
-            held_out = pipelined(samples, settings.token_budget, settings.in_flight)
-        keeping = BestAdapter(node.config.state / BEST, partial(export, node, config))
-
-        async def on_evaluation(found: Evaluation) -> None:
-            measured = {
-                "round": found.round,
-                "loss": found.loss,
-                "perplexity": found.perplexity,
-                "tokens": found.tokens,
-            }
-            node.metrics.note("evaluation", measured)
-            await keeping.take(found)
+            held_out = HeldOut(chain, Head(client, thread), request.held_out, settings, node.config.run)
+            keeping = BestAdapter(node.config.state / BEST, partial(export, node, config))
+            validation = Validation(held_out.measure, swarm_view(node), keeping, node.metrics.note)
+            trainer.validation = validation
 
         def on_progress(progress: Progress) -> None:
             node.metrics.note("step", numbers_of(progress))
             if request.on_progress is not None:
                 request.on_progress(progress)
 
-        trainer.on_evaluation = on_evaluation
-        await trainer.run(held_out=held_out, on_progress=on_progress)
-        if request.last_round:
-            await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
-        if held_out:
-            await trainer.evaluate(held_out)
+        try:
+            await trainer.run(on_progress=on_progress)
+            if request.last_round:
+                await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
+            if validation is not None:
+                await validation.measure()
+                validation.end()
+                await trainer.tell()
+                await validation.finish(_LAST_SUMS_SECONDS)
+        finally:
+            if validation is not None:
+                await validation.close()
     return TrainingResult(
         losses=tuple(trainer.losses),
-        evaluations=tuple(trainer.evaluations),
+        evaluations=() if validation is None else tuple(validation.own),
+        swarm_evaluations=() if validation is None else tuple(validation.summed),
         tokens=trainer.tokens,
         repeated=chain.repeated,
     )
@@ -183,10 +188,14 @@ async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:
 
 
 def _stands_at(node: Node, number: int) -> bool:
-    records = node.router.records
-    done = [record.span for record in records if record.round >= number]
-    late = [r for r in records if r.round < number and node.router.health.is_usable(r.peer)]
-    return not late and all(any(block in span for span in done) for block in node.whole.blocks())
+    done = [record.span for record in node.router.records if record.round >= number]
+    return _is_settled(node, number) and all(any(block in span for span in done) for block in node.whole.blocks())
+
+
+def _is_settled(node: Node, number: int) -> bool:
+    """Whether no live host is behind a round."""
+    router = node.router
+    return not any(record.round < number and router.health.is_usable(record.peer) for record in router.records)
 
 
 def swarm_view(node: Node) -> SwarmView:
@@ -196,6 +205,8 @@ def swarm_view(node: Node) -> SwarmView:
         run=node.config.run,
         directory=node.directory,
         round=lambda: max((record.round for record in node.router.records), default=0),
+        is_settled=lambda number: _is_settled(node, number),
+        refresh=node.router.refresh,
         num_peers=lambda: len(node.router.records),
         dht_time=node.network.dht_time,
     )

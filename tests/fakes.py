@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blocks.spans import Span
-from peers.directory import keys_of, overlapping, span_keys, trainers_key
+from peers.directory import evaluations_key, keys_of, overlapping, span_keys, trainers_key
 from peers.errors import BadRecord
 from peers.identity import Identity, load_or_create
 from peers.network import PeerId
 from peers.records import (
     MAX_SEALED_BYTES,
+    EvaluationRecord,
     PeerRecord,
     ProgressRecord,
     R,
@@ -100,6 +101,9 @@ class FakeDirectory:
 
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
         return self._find([trainers_key(run)], TrainerRecord, run)
+
+    async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
+        return self._find([evaluations_key(run, number)], EvaluationRecord, run)
 
     async def store_run(self, run: str, blob: bytes, expires_at: float) -> bool:
         if len(blob) > MAX_SEALED_BYTES:

@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path)
 class _Given(PeerGiven):
     data: tuple[Path, ...]
     eval_data: tuple[Path, ...]
+    label: tuple[str, ...]
     steps: int
     blocks: str
     behind_nat: bool
@@ -48,6 +49,7 @@ class _Given(PeerGiven):
 Examples:
   swarm train tales/ --data tales.jsonl
   swarm train swarm1:gqJpZ... --data a.jsonl --data b.txt --eval-data held_out.jsonl --steps 200
+  swarm train swarm1:gqJpZ... --data mails.jsonl --eval-data held_out.jsonl --label spam --label ham
   swarm train swarm1:gqJpZ... --data private.jsonl --keep-first 4 --only QmYyQ... --only QmZxP...
   swarm train swarm1:gqJpZ... --data private.jsonl --blocks 0:30""",
     help=f"""Train the run's adapter on your data, through the blocks that the peers hold.
@@ -66,7 +68,13 @@ and nobody waits for its blocks.""",
     required=True,
     help=".jsonl, .parquet, .txt or hf:OWNER/NAME[:SPLIT]; may be repeated.",
 )
-@click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
+@click.option(
+    "--eval-data",
+    type=_FILE,
+    multiple=True,
+    help="Held-out rows: their loss each round, here and over all trainers; with labels, accuracy, F1 and AUC.",
+)
+@click.option("--label", multiple=True, metavar="TEXT", help="A label that no row of --eval-data has here; repeatable.")
 @click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option(
@@ -96,10 +104,13 @@ def command(**given: Unpack[_Given]) -> None:
             raise click.UsageError("a peer is in both --avoid and --only; choose one")
         if given["keep_first"] and given["blocks"] != "none":
             raise click.UsageError("--keep-first K holds blocks 0:K here, --blocks others; give one of them")
+        if given["label"] and not given["eval_data"]:
+            raise click.UsageError("--label names labels of --eval-data; give that, too")
         options = TrainOptions(
             **peer_fields(given),
             data=given["data"],
             eval_data=given["eval_data"],
+            labels=given["label"],
             steps=given["steps"],
             blocks=None if given["blocks"] == "none" else parse_span(given["blocks"], MAX_BLOCKS),
             behind_nat=given["behind_nat"],

@@ -15,7 +15,7 @@ from peers.directory import Directory
 from peers.errors import BadRecord
 from peers.hivemind_network import HivemindNetwork
 from peers.network import PeerId
-from peers.records import PeerRecord, ProgressRecord, TrainerRecord, seal, seal_record
+from peers.records import EvaluationRecord, PeerRecord, ProgressRecord, TrainerRecord, seal, seal_record
 from tests.fakes import RUN, FakeDirectory, fake_peer_id, peer_record
 from tests.integration.peers.conftest import Start
 
@@ -116,6 +116,26 @@ async def test_progress_and_trainers_are_found_too(world: World) -> None:
     assert await world.eve.directory.find_progress(RUN, Span(16, 40)) == [moving]
     assert await world.eve.directory.find_hosts(RUN, Span(0, 40)) == []
     assert await world.eve.directory.find_trainers(RUN) == [trainer]
+
+
+async def test_what_trainers_measured_is_found_by_its_round(world: World) -> None:
+    found = EvaluationRecord(
+        run=RUN,
+        peer=world.bob.peer,
+        round=3,
+        loss=2.5,
+        tokens=7,
+        label_set=b"12345678",
+        labels=bytes(3000),
+        expires_at=world.clock() + 60,
+    )
+    assert await world.bob.directory.publish(found)
+    assert await world.eve.directory.find_evaluations(RUN, 3) == [found]
+    assert await world.eve.directory.find_evaluations(RUN, 4) == []
+    with pytest.raises(BadRecord, match="loss"):
+        await world.bob.directory.publish(replace(found, loss=float("nan")))
+    with pytest.raises(BadRecord, match="cannot sign"):
+        await world.eve.directory.publish(found)
 
 
 async def test_nobody_publishes_for_another_or_out_of_range(world: World) -> None:

@@ -120,6 +120,32 @@ def test_without_labels_the_loss_is_zero_and_so_is_its_gradient(cluster: Cluster
     assert not grad_BTD.any()
 
 
+def test_likelihoods_of_tokens_are_the_whole_models(cluster: Cluster) -> None:
+    labels_BT = IDS_BT.clone()
+    labels_BT[0, :3] = labels_BT[1, 2:4] = -100
+    labels_BT[MASK_BT == 0] = -100
+    seen: list[Tensor] = []
+
+    def remote(call: RemoteCall) -> Tensor:
+        seen.append(cluster.forward(call))
+        return seen[0]
+
+    cluster.client.remote = remote
+    with torch.no_grad():
+        cluster.client(input_ids=IDS_BT, attention_mask=MASK_BT)
+        logits_BTV = cluster.whole(input_ids=IDS_BT, attention_mask=MASK_BT).logits
+    found_BT = cluster.client.log_likelihoods(seen[0], IDS_BT, MASK_BT, labels_BT)
+    given_BT = torch.zeros(IDS_BT.shape)
+    given_BT[:, 1:] = logits_BTV[:, :-1].log_softmax(-1).gather(2, IDS_BT[:, 1:, None]).squeeze(2)
+    counted_BT = labels_BT != -100
+    counted_BT[:, 0] = False  # nothing is before it
+    assert torch.allclose(found_BT, given_BT * counted_BT, atol=1e-4)
+    loss, tokens = cluster.client.evaluate(seen[0], IDS_BT, MASK_BT, labels_BT)
+    assert tokens == int(counted_BT.sum())
+    assert float(loss) == pytest.approx(-float(found_BT.sum()), rel=1e-5)
+    assert not cluster.client.log_likelihoods(seen[0], IDS_BT, MASK_BT, torch.full_like(IDS_BT, -100)).any()
+
+
 def test_misuse_is_said_in_a_sentence(cluster: Cluster) -> None:
     cluster.client.remote = None
     with pytest.raises(BlockError, match=r"client\.remote"):

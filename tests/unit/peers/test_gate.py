@@ -268,13 +268,13 @@ async def test_a_member_that_cannot_be_asked_for_more_stays_what_it_is(world: Wo
     ("role", "kinds"),
     [
         (Role.CLIENT, set()),
-        (Role.TRAINER, {"trainer", "run", "revoked"}),
-        (Role.HOST, {"trainer", "run", "revoked", "peer", "progress"}),
+        (Role.TRAINER, {"trainer", "evaluation", "run", "revoked"}),
+        (Role.HOST, {"trainer", "evaluation", "run", "revoked", "peer", "progress"}),
     ],
 )
 async def test_what_a_member_may_publish_is_by_its_role(world: World, role: Role, kinds: set[str]) -> None:
     gate = world.gate()
-    everything = ("trainer", "run", "revoked", "peer", "progress", "something new")
+    everything = ("trainer", "evaluation", "run", "revoked", "peer", "progress", "something new")
     assert all(gate.may_publish(ANN, kind) for kind in everything)  # nothing is known of it yet
     world.shown[ANN] = world.sign(ANN, role)
     await gate.let_in(ANN, "info")

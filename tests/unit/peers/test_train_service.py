@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import pytest
@@ -31,6 +32,9 @@ class FakeTrainer:
 
     def __init__(self) -> None:
         self.ledger = Ledger(HELD, batch_size=100)
+        self.evaluated: list[str] = []
+        self.began, self.may_evaluate = asyncio.Event(), asyncio.Event()
+        self.may_evaluate.set()
 
     async def forward(self, one: Microbatch) -> torch.Tensor:
         self.ledger.open(one.piece, samples=one.samples, deadline=1.0)
@@ -48,6 +52,9 @@ class FakeTrainer:
             self.ledger.drop(piece)
 
     async def evaluate(self, hidden: torch.Tensor, mask: object, span: Span, label: str) -> torch.Tensor:
+        self.evaluated.append(label)
+        self.began.set()
+        await self.may_evaluate.wait()
         return hidden
 
 
@@ -55,6 +62,9 @@ class FakeTrainer:
 class Train:
     service: TrainService
     ledger: Ledger
+    trainer: FakeTrainer
+    shelf: SnapshotShelf
+    dropped: list[str]
 
     async def ask(self, message: Message, *tensors: torch.Tensor, stream: int = 1, peer: str = "ann") -> Answer:
         question = Question(peer=PeerId(peer), stream=stream, message=message, tensors=tensors)
@@ -65,8 +75,14 @@ class Train:
 def train() -> Train:
     trainer, shelf = FakeTrainer(), SnapshotShelf()
     shelf.add(Snapshot(label="s", round=1, digests={}))
-    service = TrainService(trainer, shelf, Edge(hidden_size=8, max_positions=16), Nobody())  # type: ignore[arg-type]
-    return Train(service=service, ledger=trainer.ledger)
+    dropped: list[str] = []
+
+    def drop(gone: list[Snapshot]) -> None:
+        dropped.extend(snapshot.label for snapshot in gone)
+
+    edge = Edge(hidden_size=8, max_positions=16)
+    service = TrainService(trainer, shelf, edge, Nobody(), drop)  # type: ignore[arg-type]
+    return Train(service=service, ledger=trainer.ledger, trainer=trainer, shelf=shelf, dropped=dropped)
 
 
 def of(step: int, trainer: str = "ann") -> MicrobatchId:
@@ -80,6 +96,29 @@ async def test_a_microbatch_goes_through_and_counts(train: Train) -> None:
     await train.ask(Commit(microbatch=of(0), span=HELD))
     assert train.ledger.tallies[2].tokens == 6
     assert (await train.ask(Evaluate(lane="l", item="e"), HIDDEN)).tensors[0].shape == HIDDEN.shape
+
+
+async def test_an_evaluation_is_of_the_round_that_it_names(train: Train) -> None:
+    train.shelf.add(Snapshot(label="t", round=2, digests={}))
+    await train.ask(LANE)
+    for number in (None, 1, 2, 3):
+        await train.ask(Evaluate(lane="l", item="e", round=number), HIDDEN)
+    assert train.trainer.evaluated == ["t", "s", "t", "t"], "the newest, where there is no other"
+
+
+async def test_a_snapshot_stays_while_an_evaluation_waits_for_its_turn(train: Train) -> None:
+    await train.ask(LANE)
+    train.trainer.may_evaluate.clear()
+    asking = asyncio.create_task(train.ask(Evaluate(lane="l", item="e", round=1), HIDDEN))
+    await train.trainer.began.wait()
+    for number in range(2, 6):
+        train.dropped += [
+            gone.label for gone in train.shelf.add(Snapshot(label=f"t{number}", round=number, digests={}))
+        ]
+    assert train.dropped == ["t2", "t3"]
+    train.trainer.may_evaluate.set()
+    await asking
+    assert train.dropped == ["t2", "t3", "s"]
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,17 @@ def test_the_first_blocks_are_kept_or_others_held_not_both(commands: Commands) -
     assert "give one of them" in result.output
 
 
+def test_labels_are_of_held_out_rows(commands: Commands) -> None:
+    result = call("train", TEXT, "--data", "a.jsonl", "--label", "good")
+    assert result.exit_code == 2
+    assert "--label names labels of --eval-data; give that, too" in result.output
+    options = asked_by(
+        commands, "train", TEXT, "--data", "a.jsonl", "--eval-data", "b", "--label", "x y", "--label", "z"
+    )
+    assert isinstance(options, TrainOptions)
+    assert options.labels == ("x y", "z")
+
+
 def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--temperature", "0.5", "--no-adapter", "--raw")
     assert isinstance(options, GenerateOptions)

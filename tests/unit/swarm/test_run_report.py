@@ -24,6 +24,9 @@ def noted(directory: Path, start: float = 1e9, steps: int = 20) -> Path:
         if step % 10 == 0:
             log.note("round", {"round": step // 10, "peers": 2, "sent": 5000, "seconds": 1.5, "merging_error": 0.1})
             log.note("evaluation", {"round": step // 10, "loss": 2.5 - step / 40})
+            log.note(
+                "swarm_evaluation", {"round": step // 10, "loss": 2.6, "peers": 2, "accuracy": step / 40, "auc": 0.5}
+            )
             log.note("peer", {"hosts": 2, "sent": 1000 * step, "received": 500})
     log.note("round_failed", {"round": 3, "reason": "nobody came"})
     return directory
@@ -53,6 +56,9 @@ def test_curves_begin_with_the_first_peer_and_keep_their_ends(tmp_path: Path) ->
     assert (second.seconds[0], second.seconds[-1], second.values[-1]) == (500.0, 5499.0, 3.0 - 500)
     assert len(second.values) <= 2001
     assert list(plots["rounds"].curves[0].values) == [1.0, 2.0]
+    assert list(plots["held_out"].curves[0].values) == [2.6, 2.6]
+    assert [curve.label for curve in plots["scores"].curves] == ["a, accuracy", "b, accuracy", "a, AUC", "b, AUC"]
+    assert list(plots["scores"].curves[0].values) == [0.25, 0.5]
     assert {
         "peers",
         "hosts",
