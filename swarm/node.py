@@ -18,6 +18,7 @@ from blocks.spans import Span
 from peers.answering import CallServer, Handler
 from peers.calls import hello_maker
 from peers.config import NetworkConfig
+from peers.dialling_back import DialBack
 from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
@@ -119,7 +120,8 @@ class Node:
             node = cls(config, network, open_run(blob, config.run))
             _keep_run(config.state, blob)
             await _watch_revoked(node)
-            await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
+            info = InfoService(node.sealed_record, node.traffic, dial_back=DialBack(network.seen_at))
+            await node.serve(StreamKind.INFO, info)
             await node.router.refresh()
             if config.lan is not None and not config.network.client_mode:
                 node._presence = await _show_up(network, config, node.spec.name)
