@@ -24,6 +24,7 @@ from peers.records import check_life
 from peers.wire import read_frame
 from swarm import run_model
 from swarm.config import ModelSettings, RoundSettings, RunSpec, TrainingSettings
+from swarm.gateway.host_names import LOCAL_NAMES, check_names
 from swarm.join_string import Join, format_join, parse_join, resolve_join
 from swarm.new_run import create_run
 from swarm.pause_file import say_pause
@@ -121,6 +122,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "is no join string, run directory or file": lambda path: resolve_join("tels"),
     "this join string has version": lambda path: parse_join("swarm2:AAAA"),
     "holds no swarm.toml": lambda path: resolve_join(str(path)),
+    "is no name of this gateway": lambda path: check_names(["evil.example:8000"], LOCAL_NAMES),
     "state directory … cannot be used": lambda path: lock_state(file_in(path / "a", "") / "state"),
     "is not a libp2p RSA key": lambda path: load_or_create(file_in(path / "identity", "nonsense")),
     "cannot be used: …; check its directory": lambda path: load_or_create(file_in(path / "a", "") / "identity"),
