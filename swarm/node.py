@@ -91,6 +91,7 @@ class Node:
             self.pool,
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
+            check=self.check,
         )
         self.taking_part: TakingPart | None = None
         self.revocations: RevocationWatch | None = None  # of a private run
@@ -249,6 +250,11 @@ class Node:
         """What ended a background task, if one has ended by itself."""
         ended = [task for task in self._tasks if task.done() and not task.cancelled()]
         return next((task.exception() for task in ended), None)
+
+    def check(self) -> None:
+        """Raises what has ended a background task, such as the end of this peer's membership, if one has ended."""
+        if (failure := self.failure()) is not None:
+            raise failure
 
     def members(self) -> list[Hosting | TakingPart]:
         """What of this node comes to rounds."""

@@ -229,6 +229,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "this invitation is for peer": ("integration/swarm/test_private_runs.py", "is for peer {bobs.id}"),
     "this invitation expired": ("unit/swarm/test_invitations.py", "expired 2\\.0 days ago"),
     "this command needs one for": ("unit/swarm/test_invitations.py", "is for a client, this command needs one for"),
+    "is not let into the private run": ("unit/peers/test_gate.py", r"this peer \(Qmm+\) is not let into "),
     "is not let into this private run": ("unit/peers/test_gate.py", "was revoked by the run's owner"),
     "its membership begins": ("unit/peers/test_membership.py", "begins in 6 s"),
     "not signed by this run's owner": ("unit/peers/test_membership.py", "not signed by this run's owner"),
