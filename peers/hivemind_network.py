@@ -157,6 +157,11 @@ class HivemindNetwork:
         found = await _asked(self.peer_id, self.p2p.list_peers())
         return frozenset(PeerId(each.peer_id.to_base58()) for each in found)
 
+    async def seen_at(self, peer: PeerId) -> tuple[str, ...]:
+        """The multiaddrs at the other end of the connections to `peer`. Raises NetworkFailed if p2pd is gone."""
+        found = await _asked(self.peer_id, self.p2p.list_peers())
+        return tuple(str(address) for each in found if each.peer_id.to_base58() == peer for address in each.addrs)
+
     async def open_stream(self, peer: PeerId, kind: str) -> ByteStream:
         """Dial `peer` and open a stream of `kind`. The caller keeps the writer (asyncio closes lost ones).
 

@@ -1,4 +1,4 @@
-"""Serves what this peer says about itself; also the probe by which others measure the round trip."""
+"""Serves what this peer says of itself, which is also the probe for round trips, and whether it can dial the asker."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ from collections.abc import Callable
 
 from peers.answering import Handler
 from peers.calls import Answer, Question
+from peers.dialling_back import DialBack
 from peers.errors import BadMessage
-from peers.messages import AskInfo, InfoReply
+from peers.messages import AskDial, AskInfo, InfoReply
 from peers.network import PeerId
 from peers.traffic import KindTraffic, Traffic
 
 
 class InfoService(Handler):
-    """One peer's `info` streams; `record` gives its sealed record, or nothing if it serves no blocks."""
+    """One peer's `info` streams; `record` gives its sealed record, or nothing if it serves no blocks. Without
+    `dial_back` it dials nobody who asks for it.
+    """
 
-    def __init__(self, record: Callable[[], bytes], traffic: Traffic, clock: Callable[[], float] = time.time) -> None:
-        self._record, self._traffic, self._clock = record, traffic, clock
+    def __init__(
+        self,
+        record: Callable[[], bytes],
+        traffic: Traffic,
+        clock: Callable[[], float] = time.time,
+        dial_back: DialBack | None = None,
+    ) -> None:
+        self._record, self._traffic, self._clock, self._dial_back = record, traffic, clock, dial_back
 
     async def answer(self, question: Question) -> Answer:
-        """Answer one AskInfo."""
+        """Answer one AskInfo, or AskDial."""
+        if isinstance(question.message, AskDial) and self._dial_back is not None:
+            return Answer(message=await self._dial_back.answer(question.peer, question.message))
         if not isinstance(question.message, AskInfo):
             raise BadMessage(f"a '{question.message.kind}' message does not belong on an info stream")
         counts = self._traffic.by_kind if question.message.traffic else {}

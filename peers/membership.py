@@ -83,9 +83,8 @@ class Membership:
         if now < self.grant.not_before - SKEW_SECONDS:
             raise BadMembership(f"its membership begins in {self.grant.not_before - now:.0f} s; check both clocks")
         if now >= self.grant.expires_at + SKEW_SECONDS:
-            raise BadMembership(
-                f"its membership expired {_ago(now - self.grant.expires_at)} ago; ask the run's owner for an invitation"
-            )
+            ago = _ago(now - self.grant.expires_at)
+            raise BadMembership(f"its membership expired {ago} ago; ask the run's owner for a new invitation")
 
 
 class Signer(Protocol):

@@ -12,7 +12,22 @@ from blocks.spans import MAX_BLOCKS, Span, UnitId
 from peers.errors import BadMessage
 from peers.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, several, text, wired
 from peers.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
-from peers.values import COUNT, DIGESTS, MICROBATCH, NAME, OFFER, PLACE, SPAN, TIMING, UNIT, Offer, Place, Timing
+from peers.values import (
+    COUNT,
+    DIGESTS,
+    IP,
+    MICROBATCH,
+    NAME,
+    OFFER,
+    PLACE,
+    SPAN,
+    TIMING,
+    TOKEN,
+    UNIT,
+    Offer,
+    Place,
+    Timing,
+)
 
 # 1 drove chains hop by hop, 2 brought scaled values to rounds, 3 sent their parts as protobuf, 4 did not sign votes
 PROTOCOL_MIN = 5
@@ -309,17 +324,35 @@ class InfoReply:
     traffic: tuple[KindTraffic, ...] = wired(several(KIND_TRAFFIC, MAX_KINDS), default=())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskDial:
+    """Can you dial me? On `port` of the address that you see me at, something says `token` to whoever connects."""
+
+    kind: ClassVar[str] = "dial"
+    port: int = wired(integer(1, 65535))
+    token: bytes = wired(TOKEN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialled:
+    """Whether the token was read, and the IP address that was dialled. Not why, so that nobody learns of ports."""
+
+    kind: ClassVar[str] = "dialled"
+    address: str = wired(IP)
+    reached: bool = wired(BOOLEAN)
+
+
 Message = (
     Hello | Refusal | Done | Broken | Collect | OpenLane | Forward | Backward | Commit | Drop | Evaluate
     | OpenSession | Opened | Link | Step | Resume | CloseSession | FetchUnit | UnitReply
-    | OfferUnits | Wanted | KeepUnit | AskInfo | InfoReply
+    | OfferUnits | Wanted | KeepUnit | AskInfo | InfoReply | AskDial | Dialled
 )  # fmt: skip
 _TYPES: Mapping[str, type[Message]] = {
     message_type.kind: message_type
     for message_type in (
         Hello, Refusal, Done, Broken, Collect, OpenLane, Forward, Backward, Commit, Drop, Evaluate,
         OpenSession, Opened, Link, Step, Resume, CloseSession, FetchUnit, UnitReply,
-        OfferUnits, Wanted, KeepUnit, AskInfo, InfoReply,
+        OfferUnits, Wanted, KeepUnit, AskInfo, InfoReply, AskDial, Dialled,
     )
 }  # fmt: skip
 

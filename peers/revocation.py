@@ -43,10 +43,11 @@ class Revocations:
     def reason(self, membership: Membership) -> str:
         """Why `membership` does not count any more, or the empty string."""
         if membership.grant.serial in self.serials:
-            return f"its invitation {membership.grant.serial.hex()} was revoked by the run's owner"
+            serial = membership.grant.serial.hex()
+            return f"its invitation {serial} was revoked by the run's owner; only a new invitation lets it in"
         for peer in {membership.peer, membership.grant.peer}:
             if peer is not None and self.peers.get(_hash(peer), -1) >= membership.grant.not_before:
-                return f"the membership of {peer} was revoked by the run's owner"
+                return f"the membership of {peer} was revoked by the run's owner; only a new invitation lets it in"
         return ""
 
     def with_peer(self, peer: PeerId, now: int) -> Revocations:

@@ -98,7 +98,9 @@ class LiveRouter:
         *,
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises what keeps this peer itself from ever finding a route; it is asked while one is waited for."""
         self.health, self.paces = Health(clock), Paces(clock)
         self.records: tuple[PeerRecord, ...] = ()
         self.found: tuple[PeerRecord, ...] = ()
@@ -113,6 +115,7 @@ class LiveRouter:
         self._announced: dict[PeerId, float] = {}  # of who failed: the life of the record that stood then
         self._told: dict[PeerId, tuple[PeerRecord, float]] = {}  # what hosts said of themselves when asked, and when
         self._refreshing = asyncio.Lock()
+        self._check = check
 
     async def run(self) -> None:
         """Keep the view fresh and ask after those who failed, until cancelled."""
@@ -177,6 +180,7 @@ class LiveRouter:
             try:
                 return pick(replace(self._config.rules, avoid=out))
             except NoRoute as error:
+                self._check()
                 if self._clock() >= deadline:
                     waited = f"waited {self._config.wait_seconds:.0f} s"
                     raise NoRoute(f"{error} ({waited}; {self._excuses()})") from error

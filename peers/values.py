@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from blocks.errors import BadSpan
 from blocks.ledger import REMEMBERED_IDS, MicrobatchId
@@ -14,6 +15,7 @@ from peers.network import PeerId
 
 MAX_STEP = 1 << 40
 MAX_SECONDS = 3600.0
+TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,18 @@ def _read_timing(value: object) -> Timing:
     return timing
 
 
+def _read_ip(value: object) -> str:
+    if not isinstance(value, str) or "%" in value:  # after it comes a zone, which may be any text
+        raise ValueError
+    return str(ip_address(value))
+
+
+def _read_token(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) != TOKEN_BYTES:
+        raise ValueError
+    return value
+
+
 def _read_offer(value: object) -> Offer:
     if not isinstance(value, list) or len(value) != 5:
         raise ValueError
@@ -129,6 +143,8 @@ NAME = text(64)
 COUNT = integer(0, MAX_STEP)
 _INDEX = integer(0, REMEMBERED_IDS - 1)  # a host remembers so many of one step, so as to count none twice
 _SHA256 = raw(32)
+IP: Codec[str] = Codec("an IP address", _read_ip, str)
+TOKEN: Codec[bytes] = Codec(f"{TOKEN_BYTES} bytes", _read_token, bytes)
 OFFER: Codec[Offer] = Codec("an offer [unit, round, weight, digest, bytes]", _read_offer, _write_offer)
 SPAN: Codec[Span] = Codec("a span [start, end]", _read_span, lambda span: [span.start, span.end])
 UNIT: Codec[UnitId] = Codec("a unit id", _read_unit, str)

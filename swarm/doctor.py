@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from peers.dialling_back import ip_of
 from peers.errors import PeerError
+from swarm.being_dialled import Attempt, Door, ask_to_dial, port_of
 from swarm.errors import SwarmError
 
 if TYPE_CHECKING:
     from peers.network import PeerId
+    from peers.records import PeerRecord
     from swarm.peer import Peer
 
 LOW_DISK_BYTES = 4 << 30
@@ -53,15 +56,20 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a peer would live: its address and port, and the directories that it writes to."""
+    """Where a peer would live: its address and port, what it would announce, and the directories that it writes to."""
 
     host: str
     port: int
     directories: tuple[Path, ...]
+    announce: tuple[str, ...] = ()
 
 
-def examine(place: Place, enter: Callable[[], Peer] | None = None) -> Iterator[Finding]:
-    """Every check, as each is done; `enter` opens a peer of the run that is to be reached, if there is one."""
+def examine(
+    place: Place, enter: Callable[[], Peer] | None = None, ask_first: Sequence[PeerId] = ()
+) -> Iterator[Finding]:
+    """Every check, as each is done; `enter` opens a peer of the run that is to be reached, if there is one, and peers
+    of it, `ask_first` before others, are asked to dial this machine.
+    """
     yield judge_python(sys.version_info[:2])
     yield from judge_packages([Requirement(words) for words in requires("swarmtune") or ()], _installed)
     yield check_port(place.host, place.port)
@@ -74,7 +82,7 @@ def examine(place: Place, enter: Callable[[], Peer] | None = None) -> Iterator[F
     yield judge_addresses(_own_addresses())
     yield check_multicast(place.host)
     if enter is not None:
-        yield from check_run(enter)
+        yield from check_run(enter, place, ask_first)
 
 
 def judge_python(found: tuple[int, ...]) -> Finding:
@@ -234,8 +242,8 @@ def check_multicast(host: str) -> Finding:
     return Finding(check="multicast", verdict=Verdict.LOOK, words="nothing comes back", remedy=remedy)
 
 
-def check_run(enter: Callable[[], Peer]) -> Iterator[Finding]:
-    """Whether the run can be entered, who of it answers, and whether all blocks are held."""
+def check_run(enter: Callable[[], Peer], place: Place, ask_first: Sequence[PeerId] = ()) -> Iterator[Finding]:
+    """Whether the run can be entered, who of it answers, whether all blocks are held, and who can dial this machine."""
     try:
         peer = enter()
     except (PeerError, SwarmError) as error:
@@ -249,6 +257,52 @@ def check_run(enter: Callable[[], Peer]) -> Iterator[Finding]:
             yield Finding(check="blocks", verdict=Verdict.LOOK, words=words, remedy="start a host: swarm join")
         else:
             yield Finding(check="blocks", verdict=Verdict.OK, words=f"all {status.num_blocks} are held")
+        yield check_dialled(peer, place, [*ask_first, *by_distance(status.hosts, status.traffic)])
+
+
+def by_distance(hosts: Sequence[PeerRecord], answered: Collection[PeerId]) -> list[PeerId]:
+    """The hosts that answer, those first that have an address of the internet: what they say tells most."""
+
+    def is_near(host: PeerRecord) -> bool:
+        return not any(ip.is_global for ip in map(ip_of, host.addresses) if ip is not None)
+
+    return [host.peer for host in sorted(hosts, key=is_near) if host.peer in answered]
+
+
+def check_dialled(peer: Peer, place: Place, asked: Sequence[PeerId]) -> Finding:
+    """Whether other peers can dial this machine where a peer of it would listen."""
+    others = [each for each in dict.fromkeys(asked) if each != peer.id]
+    door = Door(host=place.host, port=place.port, announced_port=port_of(place.announce))
+    try:
+        attempts = peer.run(ask_to_dial(peer.node.pool, others, door))
+    except OSError as error:
+        words = f"not tried, as {place.host}:{place.port} cannot be used ({error.strerror})"
+        remedy = "stop the peer that listens there while this looks"
+        return Finding(check="dialled", verdict=Verdict.LOOK, words=words, remedy=remedy)
+    return judge_attempts(attempts)
+
+
+def judge_attempts(attempts: Sequence[Attempt]) -> Finding:
+    """Whether this machine can be dialled, by what those say who see it from farthest off."""
+    tried = [each for each in attempts if each.address is not None]
+    if not tried:
+        words = f"nobody could try: {attempts[0].peer} says: {attempts[0].why}" if attempts else "nobody could be asked"
+        remedy = "try again in a minute, or name another peer of the run by --peer"
+        return Finding(check="dialled", verdict=Verdict.LOOK, words=words, remedy=remedy)
+    far = [each for each in tried if each.is_far] or [each for each in tried if not each.is_here] or tried
+    best = next((each for each in far if each.reached), far[0])
+    where = f"{best.address} port {best.port}"
+    if not best.reached:
+        words = f"{best.peer} sees this machine at {best.address}, and cannot dial it at port {best.port}"
+        remedy = f"forward TCP port {best.port} to it, let it through its firewall, and start with --port {best.port}"
+        remedy += " and --announce; or only train, generate, or hold with --behind-nat"
+        return Finding(check="dialled", verdict=Verdict.LOOK, words=words, remedy=remedy)
+    words = f"{best.peer} can dial this machine at {where}"
+    if best.is_here:
+        remedy = "it is on this machine itself; name one elsewhere by --peer"
+        return Finding(check="dialled", verdict=Verdict.LOOK, words=words, remedy=remedy)
+    remedy = "" if best.is_far else "it is on this network; whether others can dial this machine is not known"
+    return Finding(check="dialled", verdict=Verdict.OK, words=words, remedy=remedy)
 
 
 def judge_hosts(hosts: Sequence[PeerId], answered: Sequence[PeerId]) -> Finding:

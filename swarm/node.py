@@ -18,6 +18,7 @@ from blocks.spans import Span
 from peers.answering import CallServer, Handler
 from peers.calls import hello_maker
 from peers.config import NetworkConfig
+from peers.dialling_back import DialBack
 from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
@@ -90,6 +91,7 @@ class Node:
             self.pool,
             RouterConfig(run=config.run, whole=self.whole, rules=config.rules, wait_seconds=config.route_seconds),
             rng=random.Random(),
+            check=self.check,
         )
         self.taking_part: TakingPart | None = None
         self.revocations: RevocationWatch | None = None  # of a private run
@@ -119,7 +121,8 @@ class Node:
             node = cls(config, network, open_run(blob, config.run))
             _keep_run(config.state, blob)
             await _watch_revoked(node)
-            await node.serve(StreamKind.INFO, InfoService(node.sealed_record, node.traffic))
+            info = InfoService(node.sealed_record, node.traffic, dial_back=DialBack(network.seen_at))
+            await node.serve(StreamKind.INFO, info)
             await node.router.refresh()
             if config.lan is not None and not config.network.client_mode:
                 node._presence = await _show_up(network, config, node.spec.name)
@@ -247,6 +250,11 @@ class Node:
         """What ended a background task, if one has ended by itself."""
         ended = [task for task in self._tasks if task.done() and not task.cancelled()]
         return next((task.exception() for task in ended), None)
+
+    def check(self) -> None:
+        """Raises what has ended a background task, such as the end of this peer's membership, if one has ended."""
+        if (failure := self.failure()) is not None:
+            raise failure
 
     def members(self) -> list[Hosting | TakingPart]:
         """What of this node comes to rounds."""

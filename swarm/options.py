@@ -148,7 +148,8 @@ class ServeOptions(PeerOptions):
 
     `keys` is a file of API keys; without one anybody may ask. `requests_per_minute` bounds each key, or each address;
     0: no bound. `texts` are written at once, and `queue` more wait. `wait_seconds` is how long a request waits while
-    some block has no live holder. `local_hosts` host processes of the first run are started on this machine.
+    some block has no live holder. `local_hosts` host processes of the first run are started on this machine. Beside
+    addresses and this machine's names, it may be asked by the names `allow_hosts`.
     """
 
     others: tuple[Join | RunDirectory, ...] = ()
@@ -161,6 +162,7 @@ class ServeOptions(PeerOptions):
     max_tokens: int = 4096
     lookup: bool = True
     local_hosts: int = 0
+    allow_hosts: tuple[str, ...] = ()
     model: str | None = None
     wait_seconds: float = 20.0
     wire: WireFormat | None = None

@@ -20,7 +20,7 @@ from blocks.client import ClientModel
 from blocks.ledger import MicrobatchId
 from blocks.worker import ComputeThread, Priority
 from peers.directory import Directory
-from peers.errors import NoRoute, Refused
+from peers.errors import PeerError
 from peers.network import PeerId
 from peers.records import TrainerRecord
 from peers.train_chain import HeadResult, TrainChain, Work
@@ -274,13 +274,13 @@ async def together(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """All results in order. The first failure ends the others; what a caller can meet comes as itself, not in a group.
 
     Raises:
-        NoRoute, Refused: as the works do.
+        PeerError: as the works do.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(work) for work in works]
     except ExceptionGroup as group:
-        expected = [error for error in group.exceptions if isinstance(error, (NoRoute, Refused))]
+        expected = [error for error in group.exceptions if isinstance(error, PeerError)]
         if len(expected) < len(group.exceptions):
             raise  # a bug among them keeps its traceback
         raise expected[0] from None

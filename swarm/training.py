@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -39,10 +39,13 @@ if TYPE_CHECKING:
     from swarm.node import Node
     from swarm.peer import PeerConfig
 
+T = TypeVar("T")
+
 TOKEN_BUDGET = 2048
 _ROUND_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _LAST_SUMS_SECONDS = 30.0  # how long the others' last sums are waited for
+_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,10 @@ class TrainingResult:
 
 async def train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
     """See Peer.train."""
+    return await while_well(node, _train(node, config, request))
+
+
+async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> TrainingResult:
     spec, gate = node.spec, node.network.gate
     if gate is not None and not gate.own.role.covers(Role.TRAINER):
         raise NotInvited(f"this peer was invited as a {gate.own.role}; ask the run's owner for one with --role trainer")
@@ -180,11 +187,24 @@ async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
             while not _stands_at(node, number):
+                node.check()
                 await asyncio.sleep(_POLL_SECONDS)
                 await node.router.refresh()
     except TimeoutError:
         return False
     return True
+
+
+async def while_well(node: Node, work: Coroutine[object, object, T]) -> T:
+    """The result of `work`, unless the node fails meanwhile: then what has ended it, and the work is ended, too."""
+    running = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({running}, timeout=_CHECK_SECONDS))[0]:
+            node.check()
+        return running.result()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def _stands_at(node: Node, number: int) -> bool:

@@ -213,6 +213,7 @@ def several_fields(given: ServeGiven) -> SeveralFields:
 
     Raises:
         BadJoinString: a JOIN or an address is wrong.
+        BadLan: a group's name is, or nobody of it answers.
     """
     first, *others = given["join"] or (None,)
     one = PeerGiven(
@@ -223,4 +224,10 @@ def several_fields(given: ServeGiven) -> SeveralFields:
         lan=given["lan"],
         threads=given["threads"],
     )
-    return SeveralFields(**peer_fields(one), others=tuple(resolve_join(each) for each in others if each))
+    return SeveralFields(**peer_fields(one), others=tuple(_other(each) for each in others if each))
+
+
+def _other(join: str) -> Join | RunDirectory:
+    if not join.startswith(LAN_PREFIX):
+        return resolve_join(join)
+    return _target(None, join.removeprefix(LAN_PREFIX), (), ANY_HOST)[0]

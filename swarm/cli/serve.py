@@ -29,6 +29,7 @@ class _Given(ServeGiven):
     queue: int
     max_tokens: int
     local_hosts: int
+    allow_host: tuple[str, ...]
     speculate: str
     model: str | None
     wait: float
@@ -58,6 +59,12 @@ without it.
 @several_peer_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which it may be asked, as of a proxy before it; '*': any. Addresses and localhost always may.",
+)
 @click.option(
     "--api-keys",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -102,6 +109,7 @@ def command(**given: Unpack[_Given]) -> None:
             queue=given["queue"],
             max_tokens=given["max_tokens"],
             local_hosts=given["local_hosts"],
+            allow_hosts=given["allow_host"],
             lookup=given["speculate"] == "prompt",
             model=given["model"],
             wait_seconds=given["wait"],

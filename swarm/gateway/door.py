@@ -1,4 +1,5 @@
-"""The door of the server, before anything reads a request: bodies are bounded in bytes and in time, answers counted.
+"""The door of the server, before anything reads a request: it is asked by its own name, bodies are bounded in bytes and
+in time, answers counted.
 
 Pure ASGI, so that streams stay streams.
 """
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swarm.gateway.answers import error_response
 from swarm.gateway.failures import ApiFailure
+from swarm.gateway.host_names import LOCAL_NAMES, ForeignName, check_names
 
 # The page's scripts and styles are files of its own; nothing that a peer announces could run even as HTML.
 _POLICY = (
@@ -29,10 +31,13 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DoorRules:
-    """Bytes of a body at most, and seconds in which it has to come."""
+    """Bytes of a body at most, and seconds in which it has to come. `names` are those by which the gateway is asked, in
+    lower case; see host_names.check_names.
+    """
 
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
+    names: frozenset[str] = LOCAL_NAMES
 
 
 class Door:
@@ -54,8 +59,12 @@ class Door:
             await send(message)
 
         try:
+            check_names(_hosts(scope), self._rules.names)
             async with asyncio.timeout(self._rules.body_seconds):
                 body = await self._read(receive)
+        except ForeignName as error:
+            await error_response(ApiFailure(403, str(error), "host_not_allowed"))(scope, receive, send_on)
+            return
         except TimeoutError:
             why = f"the body did not come within {self._rules.body_seconds:.0f} s; send it at once"
             await error_response(ApiFailure(408, why, "body_too_slow"))(scope, receive, send_on)
@@ -95,6 +104,10 @@ class Door:
                 raise ApiFailure(413, f"the body is larger than {most} bytes; send a shorter prompt", "body_too_large")
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _hosts(scope: Scope) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
 
 
 def _endpoint(scope: Scope) -> str:

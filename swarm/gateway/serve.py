@@ -19,6 +19,7 @@ from swarm.gateway.askers import Askers
 from swarm.gateway.catalog import make_catalog, read_words
 from swarm.gateway.desk import Desk, DeskLimits
 from swarm.gateway.door import DoorRules
+from swarm.gateway.host_names import LOCAL_NAMES, clean_name, is_loopback
 from swarm.gateway.keys import NO_LIMITS, AskerLimits, read_keys
 from swarm.gateway.metrics import Metrics
 from swarm.gateway.routes import Gateway
@@ -61,6 +62,7 @@ def gateway_config(options: ServeOptions) -> GatewayConfig:
         keys=options.keys,
         asker=AskerLimits(requests_per_minute=options.requests_per_minute or None),
         desk=DeskLimits(writing=options.texts, waiting=options.queue, wait_seconds=max(options.wait_seconds, 60.0)),
+        door=DoorRules(names=_names(options)),
         most_tokens=options.max_tokens,
         lookup=options.lookup,
         num_threads=options.threads or None,
@@ -68,6 +70,16 @@ def gateway_config(options: ServeOptions) -> GatewayConfig:
     if config.keys is not None:
         read_keys(config.keys, config.asker)  # before a swarm is entered for it
     return config
+
+
+def _names(options: ServeOptions) -> frozenset[str]:
+    """By which names the gateway is asked: those that were given; and this machine's own, where others may ask."""
+    names = LOCAL_NAMES | {clean_name(name) for name in options.allow_hosts}
+    if is_loopback(options.host):
+        return names
+    whole = clean_name(socket.gethostname())
+    short = whole.partition(".")[0]
+    return names | {clean_name(options.host), whole, short, f"{short}.local"}
 
 
 class GatewayServer:

@@ -24,6 +24,7 @@ from peers.records import check_life
 from peers.wire import read_frame
 from swarm import run_model
 from swarm.config import ModelSettings, RoundSettings, RunSpec, TrainingSettings
+from swarm.gateway.host_names import LOCAL_NAMES, check_names
 from swarm.join_string import Join, format_join, parse_join, resolve_join
 from swarm.new_run import create_run
 from swarm.pause_file import say_pause
@@ -121,6 +122,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "is no join string, run directory or file": lambda path: resolve_join("tels"),
     "this join string has version": lambda path: parse_join("swarm2:AAAA"),
     "holds no swarm.toml": lambda path: resolve_join(str(path)),
+    "is no name of this gateway": lambda path: check_names(["evil.example:8000"], LOCAL_NAMES),
     "state directory … cannot be used": lambda path: lock_state(file_in(path / "a", "") / "state"),
     "is not a libp2p RSA key": lambda path: load_or_create(file_in(path / "identity", "nonsense")),
     "cannot be used: …; check its directory": lambda path: load_or_create(file_in(path / "a", "") / "identity"),
@@ -234,6 +236,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "this invitation is for peer": ("integration/swarm/test_private_runs.py", "is for peer {bobs.id}"),
     "this invitation expired": ("unit/swarm/test_invitations.py", "expired 2\\.0 days ago"),
     "this command needs one for": ("unit/swarm/test_invitations.py", "is for a client, this command needs one for"),
+    "is not let into the private run": ("unit/peers/test_gate.py", r"this peer \(Qmm+\) is not let into "),
     "is not let into this private run": ("unit/peers/test_gate.py", "was revoked by the run's owner"),
     "its membership begins": ("unit/peers/test_membership.py", "begins in 6 s"),
     "not signed by this run's owner": ("unit/peers/test_membership.py", "not signed by this run's owner"),

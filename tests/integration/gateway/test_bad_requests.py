@@ -38,6 +38,16 @@ def error_of(answer: dict[str, object]) -> dict[str, object]:
     return error
 
 
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/healthz", "/page/app.js"])
+def test_a_page_whose_name_leads_here_reads_nothing(served: Served, path: str) -> None:
+    status, answer = send(served, "GET", path, headers={"Host": "evil.example:8000"})
+    assert status == 403
+    error = error_of(answer)
+    assert error["code"] == "host_not_allowed"
+    assert "--allow-host" in str(error["message"])
+    assert send(served, "GET", "/v1/models", headers={"Host": "localhost"})[0] == 200
+
+
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [

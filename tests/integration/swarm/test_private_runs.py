@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from peers.config import NetworkConfig
 from peers.errors import BadMembership, NetworkFailed
+from peers.gate import Gate
 from peers.identity import load_or_create
 from peers.membership import Role
 from peers.network import PeerId
@@ -18,8 +21,18 @@ from swarm.join_string import parse_join, resolve_join
 from swarm.peer import Peer, PeerConfig
 from swarm.revoking import REVOKED_NAME
 from swarm.state import IDENTITY_NAME
+from swarm.train import Progress
 from tests.integration.swarm.conftest import MakeSwarm
-from tests.integration.swarm.small_swarm import BACK, FRONT, SmallSwarm, host_of, random_samples, until
+from tests.integration.swarm.small_swarm import (
+    BACK,
+    FRONT,
+    NO_ROUNDS,
+    WHOLE,
+    SmallSwarm,
+    host_of,
+    random_samples,
+    until,
+)
 
 PRIVATE = {"security": {"private": True}, "rounds": {"round_samples": 8}}
 
@@ -40,7 +53,7 @@ class Machine:
             cache_dir=self._swarm.cache_dir,
             network=NetworkConfig(host="127.0.0.1", client_mode=client_mode),
             num_threads=1,
-            route_seconds=60,
+            route_seconds=600,
         )
         target = parse_join(line)
         assert target.credential is not None
@@ -89,7 +102,44 @@ def test_a_private_group_works_together_until_its_owner_puts_somebody_out(
     assert own.id in {host.peer for host in again.status().hosts}
 
 
-def gate_number(peer: Peer) -> int:
+def test_who_is_put_out_in_the_middle_of_its_work_is_told_soon_and_goes_on_with_a_new_invitation(
+    make_swarm: MakeSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = make_swarm({**PRIVATE, "rounds": {"round_samples": NO_ROUNDS}})
+    own = swarm.host("own", WHOLE)
+    bobs, cems = Machine(tmp_path / "bob", swarm), Machine(tmp_path / "cem", swarm)
+    trainer = bobs.enter("trainer", bobs.invited(Role.TRAINER), client_mode=True)
+    client = cems.enter("client", cems.invited(Role.CLIENT), client_mode=True)
+    with ThreadPoolExecutor(2) as pool:
+        steps: list[Progress] = []
+        training = pool.submit(trainer.train, random_samples(64), steps=10**6, on_progress=steps.append)
+        writing = pool.submit(write_on, client)
+        until(lambda: bool(steps), "the first step")
+        revoke(resolve_join(str(swarm.run)), bobs.id)
+        with pytest.raises(BadMembership, match=f"{bobs.id} was revoked by the run's owner; only a new invitation"):
+            training.result(timeout=60)  # a route is waited for longer, which would be in vain
+        assert not writing.done()
+        later = time.time() + 2 * 86400 - time.monotonic()
+        for gate in (gate_of(own), gate_of(client)):
+            monkeypatch.setattr(gate, "_clock", lambda: later + time.monotonic())
+        with pytest.raises(BadMembership, match=r"its membership expired .* ago; ask the run's owner for"):
+            writing.result(timeout=60)
+    swarm.stop("trainer", "client")
+    again = bobs.enter("trainer", invite(swarm.run, bobs.id, Role.TRAINER, days=9).line, client_mode=True)
+    assert len(again.train(random_samples(4), steps=1).losses) == 1
+
+
+def write_on(peer: Peer) -> None:
+    model = peer.model()
+    while True:
+        model.generate("a b", adapter=True)
+
+
+def gate_of(peer: Peer) -> Gate:
     gate = peer.node.network.gate
     assert gate is not None
-    return gate.revoked.number
+    return gate
+
+
+def gate_number(peer: Peer) -> int:
+    return gate_of(peer).revoked.number

@@ -7,9 +7,11 @@ import random
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
 from blocks.spans import Span
 from peers.calls import Answer
-from peers.errors import PeerLost
+from peers.errors import BadMembership, PeerLost
 from peers.messages import AskInfo, InfoReply
 from peers.network import PeerId
 from peers.pool import Pool
@@ -52,7 +54,19 @@ class Around:
         self.clock, self.pool = Clock(), InfoPool()
         self.directory = FakeDirectory(self.clock)
         config = RouterConfig(run=RUN, whole=WHOLE)
-        self.router = LiveRouter(self.directory, cast(Pool, self.pool), config, rng=random.Random(1), clock=self.clock)
+        self.over: Exception | None = None
+        self.router = LiveRouter(
+            self.directory,
+            cast(Pool, self.pool),
+            config,
+            rng=random.Random(1),
+            clock=self.clock,
+            check=self.check,
+        )
+
+    def check(self) -> None:
+        if self.over is not None:
+            raise self.over
 
     def refresh(self) -> bool:
         """Whether the host may be used now."""
@@ -161,3 +175,13 @@ def test_what_a_host_told_is_not_kept_where_the_directory_stays_with_another_rec
     around.clock.now += 11.0
     assert around.refresh()
     assert [record.expires_at for record in around.router.records] == [1060.0]
+
+
+def test_who_can_never_find_a_route_does_not_wait_for_one() -> None:
+    around = Around()
+    around.over = BadMembership("this peer's membership is over")
+    with pytest.raises(BadMembership):
+        asyncio.run(around.router.fast(WHOLE))
+    around.announce(1060.0)
+    around.refresh()
+    assert asyncio.run(around.router.fast(WHOLE)), "where there is one, nobody asks"

@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+from blocks.spans import Span
 from peers.errors import NetworkFailed
 from peers.network import PeerId
 from swarm import doctor
+from swarm.being_dialled import Attempt
 from swarm.cli.main import main
 from swarm.doctor import (
     Finding,
+    Place,
     Verdict,
+    by_distance,
     check_directory,
     check_memory,
     check_p2pd,
     check_port,
     check_run,
     judge_addresses,
+    judge_attempts,
     judge_hosts,
     judge_packages,
     judge_python,
 )
+from tests.fakes import peer_record
 
 
 def test_an_old_python_is_bad() -> None:
@@ -102,11 +109,51 @@ def test_hosts_that_do_not_answer_are_named() -> None:
     assert judge_hosts([], []).verdict is Verdict.LOOK
 
 
+def attempt(address: str | None = None, **changes: object) -> Attempt:
+    return Attempt(peer=PeerId("ann"), port=31330, address=address, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "verdict", "words", "remedy"),
+    [
+        ([], Verdict.LOOK, "nobody could be asked", "--peer"),
+        ([attempt(why="busy")], Verdict.LOOK, "nobody could try: ann says: busy", "again in a minute"),
+        ([attempt("127.0.0.1", reached=True)], Verdict.LOOK, "127.0.0.1 port 31330", "on this machine itself"),
+        ([attempt("10.0.0.5", reached=True)], Verdict.OK, "can dial this machine at 10.0.0.5", "on this network"),
+        ([attempt("9.9.9.9", reached=True)], Verdict.OK, "can dial this machine at 9.9.9.9 port 31330", ""),
+        ([attempt("9.9.9.9")], Verdict.LOOK, "cannot dial it at port 31330", "forward TCP port 31330"),
+        # Who is near says nothing of those far off, and one that can is enough.
+        ([attempt("10.0.0.5", reached=True), attempt("9.9.9.9")], Verdict.LOOK, "sees this machine at 9.9.9.9", ""),
+        ([attempt("9.9.9.9"), attempt("9.9.9.9", reached=True)], Verdict.OK, "9.9.9.9 port 31330", ""),
+        ([attempt("127.0.0.1", reached=True), attempt("10.0.0.5")], Verdict.LOOK, "10.0.0.5, and cannot", "forward"),
+    ],
+)
+def test_what_others_say_who_were_asked_to_dial_this_machine(
+    attempts: list[Attempt], verdict: Verdict, words: str, remedy: str
+) -> None:
+    found = judge_attempts(attempts)
+    assert found.verdict is verdict
+    assert words in found.words
+    assert remedy in found.remedy
+
+
+def test_who_lives_on_the_internet_is_asked_first_and_who_does_not_answer_never() -> None:
+    addresses = {
+        "near": ("/ip4/10.0.0.5/tcp/1",),
+        "hidden": (),
+        "relayed": ("/ip4/9.9.9.8/tcp/1/p2p/relay/p2p-circuit",),
+        "far": ("/dns4/a.example/tcp/1", "/ip4/9.9.9.9/tcp/1"),
+    }
+    records = [replace(peer_record(name, Span(0, 2)), addresses=found) for name, found in addresses.items()]
+    assert by_distance(records, [*addresses]) == ["far", "near", "hidden", "relayed"]
+    assert by_distance(records, ["hidden"]) == ["hidden"]
+
+
 def test_a_run_that_cannot_be_entered_is_bad_and_says_why() -> None:
     def enter() -> object:
         raise NetworkFailed("no bootstrap peer answered")
 
-    (found,) = check_run(enter)  # type: ignore[arg-type]
+    (found,) = check_run(enter, Place(host="127.0.0.1", port=0, directories=()))  # type: ignore[arg-type]
     assert (found.verdict, found.words) == (Verdict.BAD, "no bootstrap peer answered")
 
 
@@ -115,7 +162,7 @@ def test_the_command_shows_what_was_found_and_fails_if_something_is_bad(
     verdict: Verdict, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finding = Finding(check="port", verdict=verdict, words="taken", remedy="another")
-    examine: Callable[..., object] = lambda place, enter: iter([finding])  # noqa: E731
+    examine: Callable[..., object] = lambda place, enter, ask_first: iter([finding])  # noqa: E731
     monkeypatch.setattr(doctor, "examine", examine)
     shown = CliRunner().invoke(main, ["doctor"])
     assert (shown.exit_code, "taken" in shown.stdout, "another" in shown.stdout) == (status, True, True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from swarm.commands import GATEWAY_PACKAGES, run_serve
 from swarm.errors import BadConfig, SwarmError
-from swarm.gateway.serve import listen
+from swarm.gateway.serve import gateway_config, listen
 from swarm.join_string import Join
 from swarm.options import Screen, ServeOptions
 from swarm.run import RunId
@@ -49,6 +50,22 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
             run_serve(options(tmp_path, port=port), Silent())
     with pytest.raises(SwarmError, match="--host"):
         listen("no.such.host.invalid", 0)
+
+
+def test_who_listens_for_others_may_be_asked_by_this_machines_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Box.lab.example")
+
+    def names(host: str, *allowed: str) -> frozenset[str]:
+        return gateway_config(replace(options(tmp_path), host=host, allow_hosts=allowed)).door.names
+
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert names(host) == {"localhost"}
+    assert names("127.0.0.1", "Chat.Example.org.") == {"localhost", "chat.example.org"}
+    own = {"box.lab.example", "box", "box.local"}
+    assert own <= names("0.0.0.0")
+    assert own | {"gate.lab"} <= names("gate.lab")
 
 
 class Silent(Screen):
