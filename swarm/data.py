@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.data_rows import Digest, Row, TextRow, read_rows
-from swarm.data_tables import HUB_PREFIX, read_dataset, read_hub
+from swarm.data_rows import HUB_PREFIX, Digest, Row, TextRow, read_rows
+from swarm.data_tables import read_dataset, read_hub
 from swarm.encoding import Encoded, Tokenizer, encode_row
 from swarm.errors import BadCheckpoint, BadData
 
