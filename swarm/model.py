@@ -169,6 +169,7 @@ class SwarmModel:
 
         Raises:
             NoRoute: some blocks have no live holder.
+            BadSession: a prompt is empty.
             BadSpeculation: there are several texts, or beams.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -250,6 +251,8 @@ class SwarmModel:
         speculation: Speculation,
     ) -> list[str]:
         texts, length = batch["input_ids"].shape
+        if not bool(batch["attention_mask"].any(dim=1).all()):
+            raise BadSession("a prompt is empty; write some text for the model to continue")
         guesses = speculation.options(texts=texts, num_beams=sampling.num_beams)
         self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, plain=not adapter)
         try:
