@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from blocks.spans import parse_span
+from blocks.spans import MAX_BLOCKS, parse_span
 from peers.config import NetworkConfig
 from swarm.join_string import Join, RunDirectory, resolve_join
 from swarm.new_run import create_run
@@ -60,6 +60,7 @@ def join(
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
     """
+    chosen = None if blocks is None or blocks == "auto" else parse_span(str(blocks), MAX_BLOCKS)
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
         cache_dir=CACHE.expanduser(),
@@ -71,10 +72,8 @@ def join(
         from swarm.loading import HostingConfig
 
         try:
-            span = None if blocks == "auto" else parse_span(blocks, peer.node.spec.model.num_blocks)
-            peer.hold(
-                span, HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)
-            )
+            hosting = HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)
+            peer.hold(chosen, hosting)
         except BaseException:
             peer.close()
             raise

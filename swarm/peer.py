@@ -176,6 +176,8 @@ class Peer:
         """
         from swarm.training import build_model, client_ends
 
+        if self._closed:
+            raise RuntimeError("this peer has left its run; enter it again")
         with self._lock:
             if self.ends is None:
                 self.ends = client_ends(self.node, self.config)
