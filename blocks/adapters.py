@@ -27,7 +27,7 @@ from blocks.part import whole_on_meta
 from blocks.skip import find_layers
 from blocks.source import ModelSource, read_config
 from blocks.spans import UnitId, parse_unit, unit_of
-from blocks.targets import Targets, target_names, uses_conv1d
+from blocks.targets import Targets, check_targets, target_names, uses_conv1d
 
 LIVE = "live"
 MAX_RANK = 1024
@@ -316,9 +316,14 @@ def at_rank(tensors: UnitTensors, rank: int) -> dict[str, Tensor]:
 
 
 def all_unit_shapes(settings: LoraSettings, source: ModelSource) -> dict[UnitId, dict[str, tuple[int, ...]]]:
-    """The names and shapes of every unit of the whole model, held here or not; needs its config only."""
+    """The names and shapes of every unit of the whole model, held here or not; needs its config only.
+
+    Raises:
+        BadAdapter: no block has a module of one of the targets' names.
+    """
     config = read_config(source)
     _, layers = find_layers(whole_on_meta(config), source.num_blocks)
+    check_targets(layers, settings.targets, source.name)
     found: dict[UnitId, dict[str, tuple[int, ...]]] = {}
     for number, layer in enumerate(layers):
         shapes: dict[str, tuple[int, ...]] = {}

@@ -21,6 +21,9 @@ from blocks.source import ModelSource, read_config
 from blocks.spans import UnitId
 from blocks.targets import uses_conv1d
 
+FILES = frozenset({"adapter_model.safetensors", "adapter_config.json", "README.md", "validation.json"})
+"""What an export may hold; validation.json is beside the best one (swarm.best_adapter)."""
+
 
 def export_adapter(
     units: Mapping[UnitId, UnitTensors], settings: LoraSettings, source: ModelSource, directory: Path
@@ -38,8 +41,7 @@ def export_adapter(
         raise BadAdapter(f"{len(odd)} units are missing or unknown, such as {odd[0]}; export needs each unit once")
     for unit, tensors in units.items():
         check_unit(unit, tensors, shapes[unit])
-    if directory.exists() and not (directory / "adapter_config.json").is_file() and any(directory.iterdir()):
-        raise BadAdapter(f"{directory} is not empty and holds no adapter; name another directory")
+    check_place(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".exporting-", dir=directory.parent))
@@ -50,6 +52,25 @@ def export_adapter(
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise BadAdapter(f"cannot write the adapter to {directory}: {error.strerror}") from error
+
+
+def check_place(directory: Path) -> None:
+    """Refuse a directory for an export where anything but an older export would be replaced.
+
+    Raises:
+        BadAdapter: it holds other files, or is none.
+    """
+    try:
+        names = sorted(each.name for each in directory.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BadAdapter(f"{directory} cannot take an adapter ({error.strerror}); name another directory") from None
+    if names and "adapter_config.json" not in names:
+        raise BadAdapter(f"{directory} is not empty and holds no adapter; name another directory")
+    others = [name for name in names if name not in FILES]
+    if others:
+        raise BadAdapter(f"{directory} holds more than an adapter, such as {others[0]:.80}; name another directory")
 
 
 def _write(units: Mapping[UnitId, UnitTensors], settings: LoraSettings, source: ModelSource, directory: Path) -> None:

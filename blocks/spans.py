@@ -56,7 +56,7 @@ def parse_span(text: str, num_blocks: int) -> Span:
     """
     match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text.strip())
     if match is None:
-        raise BadSpan(f"'{text}' is not a span; use START:END, for example 0:{num_blocks}")
+        raise BadSpan(f"'{text}' is not a span; use START:END, for example 0:{min(num_blocks, 15)}")
     start, end = int(match[1]), int(match[2])
     if end > num_blocks:
         raise BadSpan(f"span {text} ends after the model's {num_blocks} blocks; use at most 0:{num_blocks}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from peers.errors import BadNetworkConfig
+
 MULTIADDR = re.compile(r"(?:/[A-Za-z0-9.:_%-]{1,128}){2,16}")
 MAX_MULTIADDR_CHARS = 256
 
@@ -18,7 +20,7 @@ class NetworkConfig:
     through the bootstrap peers, which carry no work: its relays cut each after 128 KiB. Counts bound incoming streams.
 
     Raises:
-        ValueError: a setting that cannot work; the message names it.
+        BadNetworkConfig: a setting that cannot work; the message names it.
     """
 
     host: str = "0.0.0.0"
@@ -34,19 +36,23 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"network.port is {self.port}; use 0 (any free port) to 65535")
+            raise BadNetworkConfig(f"network.port is {self.port}; use 0 (any free port) to 65535")
         if re.fullmatch(r"[0-9A-Fa-f.:]{2,45}", self.host) is None:
-            raise ValueError(f"network.host is '{self.host}'; use an IP address of this machine, or 0.0.0.0 for all")
+            raise BadNetworkConfig(
+                f"network.host is '{self.host}'; use an IP address of this machine, or 0.0.0.0 for all"
+            )
         for name, addresses in (("bootstrap", self.bootstrap), ("announce", self.announce)):
             for address in addresses:
                 if len(address) > MAX_MULTIADDR_CHARS or MULTIADDR.fullmatch(address) is None:
-                    raise ValueError(f"network.{name} has '{address[:80]}'; use addresses like /ip4/1.2.3.4/tcp/31337")
+                    raise BadNetworkConfig(
+                        f"network.{name} has '{address[:80]}'; use an address such as /ip4/203.0.113.7/tcp/31330"
+                    )
         for address in self.bootstrap:
             if "/p2p/" not in address:
-                raise ValueError(f"network.bootstrap has '{address}' without a peer id; it must end in /p2p/PEER")
+                raise BadNetworkConfig(f"network.bootstrap has '{address}' without a peer id; it must end in /p2p/PEER")
         for name in ("start_seconds", "dial_seconds"):
             if not 0.1 <= getattr(self, name) <= 600:
-                raise ValueError(f"network.{name} is {getattr(self, name)}; use 0.1 to 600")
+                raise BadNetworkConfig(f"network.{name} is {getattr(self, name)}; use 0.1 to 600")
         for name in ("max_streams", "max_streams_per_peer"):
             if not 1 <= getattr(self, name) <= 4096:
-                raise ValueError(f"network.{name} is {getattr(self, name)}; use 1 to 4096")
+                raise BadNetworkConfig(f"network.{name} is {getattr(self, name)}; use 1 to 4096")

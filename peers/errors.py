@@ -23,6 +23,10 @@ class BadMembership(PeerError):
     """A membership of a private run is malformed, not its owner's word, another peer's, expired or revoked."""
 
 
+class BadNetworkConfig(PeerError, ValueError):
+    """A setting of the network node cannot work; the message names it and what to use."""
+
+
 class NetworkFailed(PeerError):
     """The node could not start: port taken, no bootstrap peer answered, or the daemon did not come up."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
@@ -24,6 +25,9 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 3.0
 _PING_SECONDS = 5.0
 _RETRY_SECONDS = 0.05
 _SEARCH_SECONDS = 3.0
+_NOTHING_YET = "no answer"
+_BACKOFF = "dial backoff"  # libp2p dials no more for a while, and no longer says why
+_DIALLING = re.compile(r"^(?:failed to dial(?: \w+)?: )+all dials failed(?: \* \[\S+\])? ")
 _STRAGGLER_SECONDS = 0.5  # once one has answered, the others may take this much longer
 
 
@@ -48,7 +52,7 @@ async def join_swarm(p2p: Daemon, node: DHTNode, peers: tuple[str, ...], *, seco
     """
     if not peers:
         return
-    wait_seconds, reasons, reached = _FIRST_WAIT_SECONDS, dict.fromkeys(peers, "no answer"), False
+    wait_seconds, reasons, reached = _FIRST_WAIT_SECONDS, dict.fromkeys(peers, _NOTHING_YET), False
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -128,7 +132,8 @@ async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> boo
                     useless.append(error)
                     reasons[tasks[task]] = str(error)
                     continue
-                reasons[tasks[task]] = task.result()
+                if _BACKOFF not in task.result() or reasons[tasks[task]] == _NOTHING_YET:
+                    reasons[tasks[task]] = _DIALLING.sub("", task.result())
                 reached = reached or not task.result()
     finally:
         for task in pending:

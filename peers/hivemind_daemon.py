@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -61,6 +62,7 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
 
+_LOG_TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d ")  # of Go
 StreamCallback = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 RefuseCallback = Callable[[NotAdmitted, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -121,8 +123,8 @@ class Daemon(P2P):  # type: ignore[misc]
                 await self._ping_daemon()
         except (OSError, TimeoutError, P2PDaemonError) as error:
             await self.shutdown()
-            detail = " / ".join(self._last_lines) or str(error) or "no answer"
-            raise NetworkFailed(f"p2pd did not start: {detail[-400:]}; check the listen address") from error
+            detail = " / ".join(_LOG_TIME.sub("", line) for line in self._last_lines) or str(error) or "no answer"
+            raise NetworkFailed(f"p2pd did not start: {detail[-400:]}; check --host and --announce") from error
         except BaseException:
             await self.shutdown()
             raise

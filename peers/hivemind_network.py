@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import socket
@@ -299,7 +300,7 @@ async def _start_held(
 
 def _check_port_is_free(config: NetworkConfig) -> None:
     """libp2p shares ports with other listeners of the same user (SO_REUSEPORT), so p2pd alone might not notice."""
-    if config.client_mode or config.port == 0:
+    if config.client_mode:
         return
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -308,6 +309,10 @@ def _check_port_is_free(config: NetworkConfig) -> None:
             probe.bind((config.host, config.port))
             probe.listen(1)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise NetworkFailed(
+                    f"{config.host} is no address of this machine; give its own as --host, or 0.0.0.0 for all"
+                ) from error
             raise NetworkFailed(
                 f"port {config.port} on {config.host} cannot be used ({error.strerror}); "
                 "stop what uses it, or choose another --port (0 takes any)"

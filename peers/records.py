@@ -29,6 +29,7 @@ MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nob
 MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
+MAX_NICKNAME_CHARS = 48
 ROLES = ("host", "holder", "trainer", "client", "keeper")  # a holder serves itself alone: nobody can dial it
 AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span serves nobody now; empty while it does
 
@@ -158,7 +159,7 @@ class PeerRecord:
     protocol: tuple[int, int] = wired(Codec("a lowest and a highest version", _read_protocol, list))
     software: str = wired(_printable(48))
     dtype: str = wired(_matching("a dtype", "[a-z0-9_]{1,16}", 16))
-    nickname: str = wired(_printable(48), default="")
+    nickname: str = wired(_printable(MAX_NICKNAME_CHARS), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
     away: str = wired(_AWAY, default="")
     capacity: int = wired(integer(0, MAX_BLOCKS), default=0)
@@ -217,7 +218,7 @@ class TrainerRecord:
     kind: ClassVar[str] = "trainer"
     run: str = wired(_RUN)
     peer: PeerId = wired(_PEER)
-    nickname: str = wired(_printable(48), default="")
+    nickname: str = wired(_printable(MAX_NICKNAME_CHARS), default="")
     loss: float = wired(_number(0, 1e6))
     eval_loss: float | None = wired(optional(_number(0, 1e6)), default=None)
     tokens_per_second: float = wired(_SPEED)

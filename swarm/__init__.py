@@ -27,6 +27,11 @@ _HOMES = {
 __all__ = ["Ending", "Member", "Peer", "PeerConfig", "SwarmCallback", "attach", "init", "join", "member"]
 
 
+def __dir__() -> list[str]:
+    """For help() and completion, which otherwise see only what was used before."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """The public names, imported when first used."""
     if name not in _HOMES:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
-from blocks.spans import parse_span
+from blocks.spans import MAX_BLOCKS, parse_span
 from peers.config import NetworkConfig
 from swarm.join_string import Join, RunDirectory, resolve_join
 from swarm.new_run import create_run
@@ -13,10 +14,12 @@ from swarm.peer import ENTERING, Peer, PeerConfig
 
 CACHE = Path("~/.cache/swarmtune")
 STATE = Path("~/.local/share/swarmtune")
+Target: TypeAlias = str | Path | Join | RunDirectory
+"""What names a run: its join string, its directory or a file that holds the join string, or what `init` returned."""
 
 
 def init(
-    directory: str | Path, base: str, *, cache_dir: Path | None = None, **sections: Mapping[str, object]
+    directory: str | Path, base: str | Path, *, cache_dir: Path | None = None, **sections: Mapping[str, object]
 ) -> RunDirectory:
     """Make a run on the model `base`: `directory` gets swarm.toml and the owner's key. `sections` are swarm.toml's.
 
@@ -25,19 +28,22 @@ def init(
     Raises:
         BadConfig: a setting is wrong, or a run is there already.
         UnknownModel, UnsupportedModel: the model cannot be found or cut into spans.
+        BadAdapter: the model has no module of a name in `lora_targets`.
     """
     from swarm.run_model import model_settings  # imported here: it needs transformers, which a script may not
 
     given = dict(sections)
     chosen = dict(given.pop("model", {}))
     revision = str(chosen.get("revision") or "") or None
-    found = model_settings(base, revision=revision, cache_dir=cache_dir or CACHE.expanduser())
+    adapter = given.get("adapter")
+    targets = adapter.get("lora_targets") if isinstance(adapter, Mapping) else None
+    found = model_settings(str(base), revision=revision, cache_dir=cache_dir or CACHE.expanduser(), targets=targets)
     made = create_run(Path(directory), {**given, "model": {**chosen, **found}})
     return RunDirectory(path=made.directory, join=None)
 
 
 def join(
-    target: str | Join | RunDirectory,
+    target: Target,
     *,
     blocks: str | None = None,
     host: str = "0.0.0.0",
@@ -54,6 +60,7 @@ def join(
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
     """
+    chosen = None if blocks is None or blocks == "auto" else parse_span(str(blocks), MAX_BLOCKS)
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
         cache_dir=CACHE.expanduser(),
@@ -65,21 +72,19 @@ def join(
         from swarm.loading import HostingConfig
 
         try:
-            span = None if blocks == "auto" else parse_span(blocks, peer.node.spec.model.num_blocks)
-            peer.hold(
-                span, HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)
-            )
+            hosting = HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)
+            peer.hold(chosen, hosting)
         except BaseException:
             peer.close()
             raise
     return peer
 
 
-def enter(target: str | Join | RunDirectory, config: PeerConfig) -> Peer:
+def enter(target: Target, config: PeerConfig) -> Peer:
     """As Peer.enter, for all that names a run. Raises as it does.
 
     A directory is read again: since it was made, its first peer may have written where it is.
     """
     with ENTERING:  # so that of two threads the second finds the first
-        given = str(target.path) if isinstance(target, RunDirectory) else target
-        return Peer.enter(resolve_join(given) if isinstance(given, str) else given, config)
+        given = target.path if isinstance(target, RunDirectory) else target
+        return Peer.enter(given if isinstance(given, Join) else resolve_join(str(given)), config)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks.errors import BadAdapter
+from blocks.export import check_place
 from peers.errors import NoRoute
 from swarm.errors import BadCheckpoint
 from swarm.evaluation_sums import Evaluation
@@ -153,6 +154,7 @@ def export_best(states: Sequence[Path], directory: Path) -> Best:
 
     Raises:
         BadCheckpoint: none is kept, or it cannot be written.
+        BadAdapter: the directory holds other files.
     """
     kept = [best for best in (read_best(state / BEST) for state in states) if best is not None]
     if not kept:
@@ -160,8 +162,7 @@ def export_best(states: Sequence[Path], directory: Path) -> Best:
             "no best adapter is kept on this machine; train with --eval-data first, or name that trainer's --state"
         )
     best = min(kept, key=lambda each: (each.loss, each.round))
-    if directory.exists() and not (directory / _ADAPTER).is_file() and any(directory.iterdir()):
-        raise BadCheckpoint(f"{directory} is not empty and holds no adapter; name another directory")
+    check_place(directory)
     try:
         shutil.copytree(best.directory, directory, dirs_exist_ok=True)
     except OSError as error:

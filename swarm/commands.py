@@ -16,6 +16,7 @@ from peers.config import NetworkConfig
 from peers.errors import PeerError
 from peers.network import PeerId
 from peers.routing import RouteRules
+from swarm.data_rows import check_files
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import Join, RunDirectory, format_join, known_of, own_state, target_run_id
 from swarm.options import (
@@ -137,6 +138,7 @@ def run_revoke(options: RevokeOptions, screen: Screen) -> None:
 
 def run_train(options: TrainOptions, screen: Screen) -> None:
     """Bring data to a run."""
+    check_files((*options.data, *options.eval_data))
     rules = RouteRules(
         avoid=frozenset(PeerId(peer) for peer in options.avoid),
         allow=frozenset(PeerId(peer) for peer in options.only) if options.only else None,
@@ -161,6 +163,9 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         held_out = peer.load(options.eval_data, labels=options.labels) if options.eval_data else None
         seen = "and so do its activations" if peer.holds_all else "hosts see activations of it"
         screen.say(f"training on {len(data)} samples; their text stays here, {seen}")
+        if data.num_cut:
+            longest = peer.node.spec.training.sequence_length
+            screen.say(f"{data.num_cut} rows were cut at {longest} tokens, the run's training.sequence_length")
         view = TrainingView(screen)
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
         view.finish(result.evaluations, result.swarm_evaluations)

@@ -294,8 +294,14 @@ def _checked_number(name: str, value: object, rule: Rule, *, whole: bool) -> int
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise BadConfig(f"{name} is {value!r:.80}; use a {'whole ' if whole else ''}number")
     if not (math.isfinite(value) and rule.low <= value <= rule.high):
-        raise BadConfig(f"{name} is {value!r:.80}; use a number from {rule.low:g} to {rule.high:g} ({rule.help})")
+        low, high = _bound(rule.low), _bound(rule.high)
+        raise BadConfig(f"{name} is {value!r:.80}; use a number from {low} to {high} ({rule.help})")
     return value if whole else float(value)
+
+
+def _bound(number: float) -> str:
+    """Counts in full: nobody wants to count the zeros that `1.04858e+06` leaves out."""
+    return str(int(number)) if abs(number) < 10**15 and number == int(number) else f"{number:g}"
 
 
 def _checked_text(name: str, value: object, rule: Rule) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.data_rows import Digest, LabelRow, Row, TextRow, read_rows
-from swarm.data_tables import HUB_PREFIX, read_dataset, read_hub
+from swarm.data_rows import HUB_PREFIX, Digest, LabelRow, Row, TextRow, read_rows
+from swarm.data_tables import read_dataset, read_hub
 from swarm.encoding import Encoded, Tokenizer, answer_end, encode_row, label_ids
 from swarm.errors import BadCheckpoint, BadData
 from swarm.labelled import Labelled, labelled_of

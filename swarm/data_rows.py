@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,8 @@ from typing import Protocol
 from swarm.errors import BadData
 
 MAX_ROW_BYTES = 16 * 2**20
+HUB_PREFIX = "hf:"
+SUFFIXES = (".jsonl", ".parquet", ".txt")
 _MAX_MESSAGES = 4096
 _EXPECTED = "text; text and label; prompt and completion; messages; or instruction and output (input may be added)"
 
@@ -67,6 +69,24 @@ class Digest(Protocol):
         """Take more bytes."""
 
 
+def check_files(sources: Iterable[Path]) -> None:
+    """Refuse files that cannot be read at all, before anything else is done for them. Names of the hub pass.
+
+    Raises:
+        BadData: one is missing, unreadable, a directory, or of another kind.
+    """
+    for path in sources:
+        if str(path).startswith(HUB_PREFIX):
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            raise BadData(f"{path} is none of .jsonl, .parquet and .txt; rename or convert it")
+        try:
+            if not path.is_fifo():  # whoever writes to one writes once
+                path.open("rb").close()
+        except OSError as error:
+            raise BadData(f"{path} cannot be read ({error.strerror}); check the path") from None
+
+
 def read_rows(path: Path, digest: Digest | None = None) -> Iterator[Row]:
     """The rows of a `.jsonl`, `.txt` or `.parquet` file, one at a time: memory holds a few rows, never the file.
 
@@ -75,10 +95,9 @@ def read_rows(path: Path, digest: Digest | None = None) -> Iterator[Row]:
     """
     from swarm.data_tables import read_parquet
 
-    readers = {".jsonl": _read_jsonl, ".txt": _read_txt, ".parquet": read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise BadData(f"{path} is none of .jsonl, .parquet and .txt; rename or convert it")
+    check_files([path])
+    readers = dict(zip(SUFFIXES, (_read_jsonl, read_parquet, _read_txt), strict=True))
+    reader = readers[path.suffix.lower()]
     any_row = False
     for row in reader(path, digest or hashlib.sha256()):
         any_row = True
@@ -146,7 +165,7 @@ def row_of(where: str, value: object) -> Row:
         BadData: fields are missing or of another kind.
     """
     if not isinstance(value, Mapping):
-        raise BadData(f"{where}: not a JSON object; use {_EXPECTED}")
+        raise BadData(f"{where}: not a JSON object; write one on each line, with {_EXPECTED}")
     if "messages" in value:
         return _chat(where, value["messages"])
     if value.get("label") is not None and "completion" not in value and ("text" in value or "prompt" in value):

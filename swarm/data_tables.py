@@ -13,7 +13,6 @@ from pathlib import Path
 from swarm.data_rows import MAX_ROW_BYTES, Digest, Row, row_of
 from swarm.errors import BadData
 
-HUB_PREFIX = "hf:"
 _HUB_NAME = re.compile(r"hf:(?P<name>[^:\s]{1,512})(?::(?P<split>[^\s]{1,128}))?")
 _MAX_ROWS = 50_000_000  # a stream may have no end
 _BATCH_ROWS = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blocks.adapters import LoraSettings, all_unit_shapes, layout_digest, unit_digest
-from blocks.export import export_adapter
+from blocks.export import check_place, export_adapter
 from blocks.source import ModelSource
 from blocks.spans import UnitId, parse_unit
 from blocks.unit_state import UnitState
@@ -45,6 +45,7 @@ class LeftBehind:
 
 async def export(node: Node, config: PeerConfig, directory: Path) -> int:
     """See Peer.export."""
+    check_place(directory)
     source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
     lora = lora_settings(node.spec)
     shapes = await asyncio.to_thread(all_unit_shapes, lora, source)
@@ -76,6 +77,7 @@ def export_left(left: LeftBehind, directory: Path) -> int:
         BadCheckpoint: a directory holds no whole state, or that of another run or model, or blocks are in none of them.
         BadConfig, BadRecord, UnknownModel: the run's settings or its model cannot be found.
     """
+    check_place(directory)
     run, spec = left_settings(left.target, left.directories)
     source = find_run_model(spec, left.model, left.cache_dir)
     lora = lora_settings(spec)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
+from swarm.api import Target
 from swarm.errors import BadConfig
-from swarm.join_string import Join, RunDirectory
 from swarm.own_loop import Ending, Member, enter
 from swarm.peer import PeerConfig
 
@@ -65,7 +65,7 @@ class MemberCallback(TrainerCallback):  # type: ignore[misc]
 
 def attach(
     trainer: Trainer,
-    run: str | Join | RunDirectory,
+    run: Target,
     *,
     host: str = "0.0.0.0",
     config: PeerConfig | None = None,

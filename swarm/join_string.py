@@ -10,14 +10,14 @@ import binascii
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgpack
 
 from swarm.config_file import CONFIG_NAME, load_config
 from swarm.credential import Credential, credential_from
-from swarm.errors import BadJoinString
+from swarm.errors import BadJoinString, NotInvited
 from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
 from swarm.state import OWN_STATE
 
@@ -206,8 +206,12 @@ def own_state(directory: RunDirectory) -> Path:
 
 
 def save_join(directory: Path, join: Join) -> Path:
-    """Leave the join string in a run directory, for other commands on this machine, replacing an older one whole."""
+    """Leave the join string in a run directory, for other commands on this machine, replacing an older one whole.
+
+    Peers of the same run that the older one named come after those of `join`: they may run on when it is gone.
+    """
     path = directory / JOIN_NAME
+    join = replace(join, peers=(*join.peers, *_others_left(path, join))[:MAX_BOOTSTRAP])
     draft = directory / f".{JOIN_NAME}.{os.getpid()}"
     draft.write_text(format_join(join) + "\n", "utf-8")
     draft.replace(path)
@@ -221,6 +225,20 @@ def _run_directory(path: Path) -> RunDirectory:
         )
     saved = path / JOIN_NAME
     return RunDirectory(path=path, join=_join_file(saved) if saved.is_file() else None)
+
+
+def _others_left(path: Path, join: Join) -> list[str]:
+    """The addresses in an older join string of the run, without those of peers that `join` has newer ones of."""
+    try:
+        older = _join_file(path)
+    except (BadJoinString, NotInvited, OSError):
+        return []
+    known = {_peer_of(address) for address in join.peers}
+    return [each for each in older.peers if older.run_id == join.run_id and _peer_of(each) not in known]
+
+
+def _peer_of(address: str) -> str:
+    return address.rpartition("/p2p/")[2].partition("/")[0]
 
 
 def _join_file(path: Path) -> Join:

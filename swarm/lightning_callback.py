@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from swarm.api import Target
 from swarm.errors import BadConfig
-from swarm.join_string import Join, RunDirectory
 from swarm.own_loop import Ending, Member, enter
 from swarm.peer import PeerConfig
 
@@ -24,7 +24,7 @@ class SwarmCallback(Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        run: str | Join | RunDirectory,
+        run: Target,
         *,
         host: str = "0.0.0.0",
         config: PeerConfig | None = None,

@@ -30,7 +30,7 @@ class LoopThread:
         """
         if self.loop.is_closed():
             work.close()
-            raise RuntimeError("the loop is closed; start a new node")
+            raise RuntimeError("this peer has left its run; enter it again")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()

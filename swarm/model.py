@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -169,9 +170,12 @@ class SwarmModel:
 
         Raises:
             NoRoute: some blocks have no live holder.
+            BadSession: a prompt is empty.
             BadSpeculation: there are several texts, or beams.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            return []
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
@@ -190,11 +194,17 @@ class SwarmModel:
 
         Raises:
             NoRoute: some blocks have no live holder.
+            BadSession: the model has no chat template, or its template refuses these messages.
             BadSpeculation: there are beams.
         """
-        batch = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        if self.tokenizer.chat_template is None:
+            raise BadSession("this model has no chat template; continue plain text instead: generate(), or --raw")
+        try:
+            batch = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise BadSession(f"the model's chat template refuses these messages ({error}); change them") from None
         return self._complete(batch, sampling or Sampling(), adapter, streamer, speculation)[0]
 
     def speculation(self, draft: str | None, lookup: bool, cache_dir: Path) -> Speculation:
@@ -250,6 +260,8 @@ class SwarmModel:
         speculation: Speculation,
     ) -> list[str]:
         texts, length = batch["input_ids"].shape
+        if not bool(batch["attention_mask"].any(dim=1).all()):
+            raise BadSession("a prompt is empty; write some text for the model to continue")
         guesses = speculation.options(texts=texts, num_beams=sampling.num_beams)
         self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, plain=not adapter)
         try:

@@ -20,10 +20,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from peers.config import NetworkConfig
-from swarm.api import CACHE, STATE
+from swarm.api import CACHE, STATE, Target
 from swarm.api import enter as enter_run
 from swarm.errors import BadConfig
-from swarm.join_string import Join, RunDirectory
 from swarm.peer import Peer, PeerConfig
 from swarm.step_gate import Stance, StepGate
 from swarm.taking_part import LoopState, OwnModel, TakingPart
@@ -256,7 +255,7 @@ class Counter:
 def member(
     model: nn.Module,
     optimizer: Optimizer,
-    run: str | Join | RunDirectory,
+    run: Target,
     *,
     host: str = "0.0.0.0",
     config: PeerConfig | None = None,
@@ -284,7 +283,7 @@ def member(
 
 def enter(
     model: nn.Module,
-    run: str | Join | RunDirectory,
+    run: Target,
     *,
     host: str = "0.0.0.0",
     config: PeerConfig | None = None,

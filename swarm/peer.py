@@ -19,6 +19,7 @@ from peers.address_book import save_addresses
 from peers.config import NetworkConfig
 from peers.membership import Role
 from peers.network import PeerId
+from peers.records import MAX_NICKNAME_CHARS
 from peers.routing import EVERYBODY, RouteRules
 from peers.wire_format import WireFormat
 from swarm.entry import Search, find_entry
@@ -55,6 +56,9 @@ class PeerConfig:
     take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
     travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
     under which others on its network find it.
+
+    Raises:
+        BadConfig: the nickname cannot be shown.
     """
 
     state_root: Path
@@ -70,6 +74,13 @@ class PeerConfig:
     wire: WireFormat | None = None
     max_send: float = math.inf
     lan: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.nickname) > MAX_NICKNAME_CHARS or not (self.nickname.isprintable() or not self.nickname):
+            raise BadConfig(
+                f"the nickname {self.nickname!r:.60} cannot be shown; use at most {MAX_NICKNAME_CHARS} characters, "
+                "all printable"
+            )
 
 
 class Peer:
@@ -168,6 +179,8 @@ class Peer:
         """
         from swarm.training import build_model, client_ends
 
+        if self._closed:
+            raise RuntimeError("this peer has left its run; enter it again")
         with self._lock:
             if self.ends is None:
                 self.ends = client_ends(self.node, self.config)

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from blocks.adapters import LoraSettings, all_unit_shapes
 from blocks.source import ModelSource, find_model
 from blocks.weights_mark import weights_marks, wrong_parts
-from swarm.config import RunSpec
+from swarm.config import AUTO_TARGETS, RunSpec
 from swarm.errors import BadConfig
 
 
-def model_settings(name: str, *, revision: str | None, cache_dir: Path) -> dict[str, object]:
+def model_settings(name: str, *, revision: str | None, cache_dir: Path, targets: object = None) -> dict[str, object]:
     """What swarm.toml says of a model: which it is, pinned to the hub's commit where it comes from there.
+
+    `targets` are the run's `adapter.lora_targets` where they are given.
 
     Raises:
         UnknownModel, UnsupportedModel: it cannot be found, or not cut into spans.
+        BadAdapter: it has no module of some target's name.
     """
     source = find_model(name, revision=revision, cache_dir=cache_dir)
+    if isinstance(targets, (list, tuple)) and tuple(targets) != AUTO_TARGETS:
+        all_unit_shapes(LoraSettings(targets=tuple(targets), seed=0), source)
     local = Path(name).expanduser()
     return {
         "name": str(local.resolve()) if source.hub_id is None and local.exists() else name,

@@ -49,8 +49,9 @@ class Plot:
     steps: bool = False
 
 
-def find_metrics(directory: Path) -> dict[str, list[Entry]]:
+def find_metrics(directory: Path, others: Sequence[Path] = ()) -> dict[str, list[Entry]]:
     """The entries of all peers whose state is in a directory: it is a peer's, or has some in it, two levels deep.
+    `others` are state directories of further peers.
 
     Raises:
         BadData: there are no metrics in it.
@@ -64,6 +65,7 @@ def find_metrics(directory: Path) -> dict[str, list[Entry]]:
         str(path.relative_to(directory)) if path != directory else path.name: read_metrics(path)
         for path in [directory, *inside]
     }
+    found |= {path.name: read_metrics(path) for path in others}
     found = {name: entries for name, entries in found.items() if entries}
     if not found:
         raise BadData(f"{directory} has no metrics of peers; name the directory of a run, or a peer's --state")
@@ -129,15 +131,15 @@ def page(title: str, rows: Sequence[Sequence[str]], pictures: Sequence[tuple[Plo
     )
 
 
-def write_report(directory: Path, out: Path) -> list[Path]:
-    """Write the page to `out`, and a PNG of each plot beside it; returns all files, the page first.
+def write_report(directory: Path, out: Path, others: Sequence[Path] = ()) -> list[Path]:
+    """Write the page to `out`, and a PNG of each plot beside it; returns all files, the page first. See `find_metrics`.
 
     Raises:
         BadData: there are no metrics, matplotlib is not installed, or a file cannot be written.
     """
     from swarm.report_plots import draw
 
-    metrics = find_metrics(directory)
+    metrics = find_metrics(directory, others)
     pictures = [(plot, draw(plot)) for plot in plots_of(metrics)]
     written = [out]
     try:

@@ -78,7 +78,8 @@ def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) ->
 
     model = tables["model"]
     revision = str(model.get("revision") or "") or None
-    model |= model_settings(str(model["name"]), revision=revision, cache_dir=cache)
+    targets = tables["adapter"].get("lora_targets")
+    model |= model_settings(str(model["name"]), revision=revision, cache_dir=cache, targets=targets)
     run = create_run(directory, tables)
     return [
         f"run {run.spec.name} ({run.run_id}): {run.spec.model.num_blocks} blocks of {model['name']}",

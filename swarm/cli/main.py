@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
 
-COMMANDS = (
-    "demo",
-    "init",
-    "join",
-    "train",
-    "generate",
-    "serve",
-    "status",
-    "pause",
-    "resume",
-    "export",
-    "report",
-    "id",
-    "invite",
-    "revoke",
-    "doctor",
-    "families",
-)
+COMMANDS = {
+    "demo": "Watch a whole swarm on this machine train and generate.",
+    "init": "Make a run: write NAME/swarm.toml and the run's key.",
+    "join": "Hold blocks of a run's model for others.",
+    "train": "Train the run's adapter on your data.",
+    "generate": "Continue a prompt with the run's model.",
+    "serve": "Serve text over HTTP: OpenAI's API, and a page to chat.",
+    "status": "Show who holds what, and how far the run is.",
+    "pause": "Let the peers on this machine rest.",
+    "resume": "Let them take part again.",
+    "export": "Write the newest adapter as a peft directory.",
+    "report": "Draw what peers have measured, on one page.",
+    "id": "Print the peer id of this machine.",
+    "invite": "Let somebody into a private run.",
+    "revoke": "Put somebody out of a private run.",
+    "doctor": "Check what usually goes wrong, and say what to do.",
+    "families": "Try which families of models work.",
+}
+"""The commands in the order in which a newcomer meets them, each in a few words: a line of `swarm --help`."""
 _MODULES = {"report": "run_report"}  # report.py is what all commands print with
 _PACKAGE = "swarm.cli"
 
@@ -42,7 +44,21 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"{_PACKAGE}.{_MODULES.get(cmd_name, cmd_name)}").command
         if not isinstance(command, click.Command):
             raise TypeError(f"{_PACKAGE}.{cmd_name}.command is not a click command")
+        command.short_help = COMMANDS[cmd_name]
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, which knows of no commands that are not imported yet.
+
+        Raises:
+            click.UsageError: there is no such command; names one that was probably meant.
+        """
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            raise click.UsageError(f"No such command '{args[0]:.40}'; did you mean '{near[0]}'?", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

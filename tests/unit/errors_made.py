@@ -162,6 +162,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "cannot be used .*choose another --port",
     ),
     "p2pd did not start": ("integration/peers/test_start.py", "p2pd did not start"),
+    "use an address such as /ip4": ("integration/cli/test_errors_of_commands.py", "network.announce has"),
+    "is no address of this machine": ("integration/peers/test_start.py", "is no address of this machine"),
+    "which no block of": ("unit/blocks/test_adapters.py", "which no block of"),
+    "holds more than an adapter": ("unit/blocks/test_adapters.py", "more than an adapter, such as"),
     "is in use by another process": ("integration/cli/test_command_line.py", "is in use by another process"),
     "is in use by process": ("integration/peers/test_start.py", "in use by process "),
     "is in use by another peer of this swarm": (

@@ -89,10 +89,23 @@ def test_a_bad_swarm_toml_is_refused(home: Home, run: Path, change: Callable[[st
     assert "swarm.toml" in error
 
 
-def test_training_before_anybody_joined_is_refused(run: Path) -> None:
-    error = error_of(swarm("train", str(run), "--data", "x.txt"))
+def test_training_before_anybody_joined_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("Once upon a time")
+    error = error_of(swarm("train", str(run), "--data", str(tmp_path / "x.txt")))
     assert "no peer of this run is known yet" in error
     assert f"swarm join {run}" in error
+
+
+def test_what_cannot_be_is_refused_before_anything_is_entered(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("Once upon a time")
+    missing = str(tmp_path / "y.jsonl")
+    refused = {
+        ("join", "--announce", "1.2.3.4"): "network.announce has '1.2.3.4'; use an address such as /ip4/",
+        ("join", "--nickname", "x" * 49): "use at most 48 characters",
+        ("train", "--data", str(tmp_path / "x.txt"), "--eval-data", missing): f"{missing} cannot be read",
+    }
+    for (command, *words), error in refused.items():
+        assert error in error_of(swarm(command, str(run), *words))
 
 
 def test_a_bootstrap_peer_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from peers.config import NetworkConfig
-from peers.errors import BadIdentity, NetworkFailed
+from peers.errors import BadIdentity, BadNetworkConfig, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.identity import load_or_create
 from tests.integration.peers.conftest import LOOPBACK, Start
@@ -55,8 +55,13 @@ async def test_a_port_of_another_peer_is_refused_although_libp2p_would_share_it(
 
 
 async def test_an_address_that_is_not_of_this_machine_is_a_clear_error(start: Start) -> None:
-    with pytest.raises(NetworkFailed, match=r"p2pd did not start|cannot be used"):
+    with pytest.raises(NetworkFailed, match=r"^192\.0\.2\.1 is no address of this machine; give its own as"):
         await start("ann", host="192.0.2.1")
+
+
+async def test_what_p2pd_says_against_its_start_is_told_without_its_clock(start: Start) -> None:
+    with pytest.raises(NetworkFailed, match=r"^p2pd did not start: [^0-9].*; check --host and --announce$"):
+        await start("ann", announce=("/nonsense/1",))
 
 
 async def test_an_identity_in_use_on_this_machine_is_refused(start: Start) -> None:
@@ -159,5 +164,5 @@ async def test_a_run_with_an_odd_name_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_that_cannot_work_is_named(setting: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"network.{next(iter(setting))}"):
+    with pytest.raises(BadNetworkConfig, match=f"network.{next(iter(setting))}"):
         NetworkConfig(**setting)  # type: ignore[arg-type]

@@ -258,6 +258,11 @@ def test_targets_that_no_module_has_are_refused(llama_span: SpanModel) -> None:
         attach(llama_span, LoraSettings(seed=1, targets=("nothing_like_it",)))
 
 
+def test_a_mistyped_target_beside_a_right_one_is_named(llama_source: ModelSource) -> None:
+    with pytest.raises(BadAdapter, match=r"has 'v_prj', which no block of .* has; use some of down_proj, .*v_proj$"):
+        all_unit_shapes(LoraSettings(seed=1, targets=("q_proj", "v_prj")), llama_source)
+
+
 def test_chosen_targets_are_taken(llama_span: SpanModel) -> None:
     attach(llama_span, LoraSettings(seed=1, targets=("mlp.up_proj", "o_proj")))
     names = {name.rpartition(".")[0] for name in read_units(llama_span)[UNIT]}
@@ -307,6 +312,10 @@ def test_an_export_replaces_an_adapter_but_nothing_else(llama_source: ModelSourc
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("one")
-    with pytest.raises(BadAdapter, match="not empty"):
-        export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / "thesis")
+    (tmp_path / "out" / "checkpoint-500").mkdir()  # as a Trainer's output directory has them
+    places = {"thesis": "is not empty and holds no adapter", "out": "more than an adapter, such as checkpoint-500"}
+    for name, words in (places | {"thesis/chapter": "cannot take an adapter"}).items():
+        with pytest.raises(BadAdapter, match=words):
+            export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / name)
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"
+    assert (tmp_path / "out" / "checkpoint-500").is_dir()

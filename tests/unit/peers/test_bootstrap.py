@@ -54,3 +54,19 @@ async def test_a_clock_that_nobody_shares_is_ones_own_to_set(monkeypatch: pytest
     first, *others = ADDRESSES
     with pytest.raises(NetworkFailed, match="this machine's clock differs"):
         await enter(monkeypatch, {first: "no answer", **dict.fromkeys(others, "clock")})
+
+
+async def test_why_nobody_could_be_dialled_is_told_in_the_first_words_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libp2p says the reason once; while it dials no more, it says just that."""
+    dialling = "failed to dial: failed to dial Qm1: all dials failed * [/ip4/127.0.0.1/tcp/1] "
+    refused = "dial tcp4 127.0.0.1:1: connect: connection refused"
+    said = [f"{dialling}{refused}", f"{dialling}dial backoff"]
+
+    async def greet(p2p: Daemon, node: DHTNode, address: str) -> str:
+        return said.pop(0) if len(said) > 1 else said[0]
+
+    monkeypatch.setattr(hivemind_bootstrap, "_greet", greet)
+    with pytest.raises(NetworkFailed) as caught:
+        await join_swarm(cast(Daemon, None), cast(DHTNode, Table()), ADDRESSES[:1], seconds=0.5, must=True)
+    assert len(said) == 1, "it was not dialled again"
+    assert f"({ADDRESSES[0]}: {refused});" in str(caught.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks.errors import BadAdapter
 from peers.errors import NoRoute
 from swarm.best_adapter import BEST, Best, BestAdapter, Parts, export_best, read_best
 from swarm.errors import BadCheckpoint
@@ -141,7 +142,7 @@ async def test_the_best_of_several_trainers_is_exported(tmp_path: Path) -> None:
         export_best(states[:1], tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(BadCheckpoint, match="full is not empty and holds no adapter"):
+    with pytest.raises(BadAdapter, match="full is not empty and holds no adapter"):
         export_best(states, tmp_path / "full")
 
 

@@ -258,6 +258,7 @@ def test_results_go_to_stdout_and_words_to_stderr(commands: Commands) -> None:
         (("serve", TEXT, "--api-keys", "no-such-file"), "does not exist"),
         (("id", TEXT, "--state", "a"), "not both"),
         (("nonsense",), "No such command"),
+        (("jion", TEXT), "did you mean 'join'?"),
     ],
 )
 def test_bad_arguments_are_one_error_line(commands: Commands, words: tuple[str, ...], error: str) -> None:
@@ -316,6 +317,12 @@ def test_every_command_shows_an_example() -> None:
         assert result.exit_code == 0
         assert "Example" in result.output
         assert f"swarm {name}" in result.output
+
+
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    listed = call("--help").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) == len(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
 
 
 def test_help_imports_nothing_heavy() -> None:

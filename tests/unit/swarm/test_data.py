@@ -192,7 +192,7 @@ def test_text_files_are_packed_into_full_sequences(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"txt": 1, "b": 2}\n', r"a\.jsonl:2: has the fields 'b, txt', expected text;"),
         ("a.jsonl", b"{}\n", "'none'"),
         ("a.jsonl", b'{"text": "a"}\nnot json\n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b"[1]\n", "not a JSON object"),
+        ("a.jsonl", b"[1]\n", "not a JSON object; write one on each line, with text;"),
         ("a.jsonl", b"[" * 100_000, "nested too deeply"),
         ("a.jsonl", b'{"text": 3}\n', "field 'text' is a int"),
         ("a.jsonl", b'{"prompt": "q", "completion": null}\n', "completion"),

@@ -8,6 +8,8 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+import swarm
+from blocks.errors import BadAdapter
 from swarm.cli.main import main
 from swarm.config_file import load_config
 from swarm.errors import BadConfig, BadJoinString
@@ -97,6 +99,15 @@ def test_the_command_finds_the_model_and_writes_its_numbers(tmp_path: Path, mode
     assert (spec.name, spec.model.name, spec.model.num_blocks) == ("tales", str(model), 3)
     assert len(spec.model.weights) == 4 * 4  # what is outside, and three blocks
     assert (spec.adapter.lora_targets, spec.training.batch_size, spec.wire.dtype) == (("q_proj", "v_proj"), 8, "fp32")
+
+
+def test_a_target_that_the_model_does_not_have_is_one_line_and_no_run(model: Path, tmp_path: Path) -> None:
+    result = call(str(tmp_path / "tales"), "--model", str(model), "--lora-targets", "q_proj,v_prj")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: adapter.lora_targets has 'v_prj'")
+    with pytest.raises(BadAdapter, match="v_prj"):
+        swarm.init(tmp_path / "tales", model, cache_dir=tmp_path, adapter={"lora_targets": ["v_prj"]})
+    assert not (tmp_path / "tales").exists()
 
 
 def test_an_unknown_model_is_one_line_and_no_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Join strings survive people, and refuse with a reason what they broke."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -105,6 +106,19 @@ def test_a_run_directory_stands_for_its_run(tmp_path: Path) -> None:
     save_join(tmp_path, JOIN)
     assert resolve_join(f"{tmp_path}/") == RunDirectory(path=tmp_path, join=JOIN)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["join.txt", "swarm.toml"]
+
+
+def test_peers_that_an_older_join_string_named_are_kept_behind_the_newest(tmp_path: Path) -> None:
+    places = ((1, "A"), (2, "B"), (3, "A"))
+    ann, bob, moved = (f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW{name * 40}" for port, name in places)
+    save_join(tmp_path, replace(JOIN, peers=(ann,)))
+    save_join(tmp_path, replace(JOIN, peers=(bob,)))
+    both = resolve_join(str(save_join(tmp_path, replace(JOIN, peers=(moved,)))))
+    assert both == replace(JOIN, peers=(moved, bob)), "an older address of the same peer is of no use"
+    other = replace(JOIN, run_id=RunId("cd" * 16), peers=(ann,))
+    assert resolve_join(str(save_join(tmp_path, other))) == other
+    (tmp_path / "join.txt").write_text("nonsense")
+    assert resolve_join(str(save_join(tmp_path, JOIN))) == JOIN
 
 
 def test_a_state_directory_stands_for_its_run_and_is_its_peers_own(tmp_path: Path) -> None:

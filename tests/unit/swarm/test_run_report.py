@@ -7,10 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from swarm.cli.main import main
 from swarm.errors import BadData
 from swarm.metrics import Entry, MetricsLog
+from swarm.new_run import create_run
 from swarm.run_report import COLUMNS, find_metrics, page, plots_of, rows_of, write_report
+from swarm.state import lock_state
 
 
 def noted(directory: Path, start: float = 1e9, steps: int = 20) -> Path:
@@ -44,6 +48,19 @@ def test_peers_are_found_in_a_run_a_state_and_a_place_of_many(tmp_path: Path) ->
         find_metrics(tmp_path / "empty")
     with pytest.raises(BadData, match="cannot be read"):
         find_metrics(tmp_path / "nowhere")
+
+
+def test_a_runs_directory_stands_for_trainers_of_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    run = create_run(tmp_path / "tales", {"model": {"name": "m", "fingerprint": "ab" * 32, "num_blocks": 2}})
+    noted(run.directory / "peer")
+    for of in (run.run_id, "another-run"):
+        noted(tmp_path / "data" / "swarmtune" / of / "peer-0")
+        lock_state(tmp_path / "data" / "swarmtune" / of / "peer-0").close()
+    done = CliRunner().invoke(main, ["report", str(run.directory), "--out", str(tmp_path / "tales.html")])
+    assert done.exit_code == 0, done.output
+    drawn = (tmp_path / "tales.html").read_text()
+    assert [drawn.count(f"<td>{name}</td>") for name in ("peer", "peer-0")] == [1, 1]
 
 
 def test_curves_begin_with_the_first_peer_and_keep_their_ends(tmp_path: Path) -> None:
