@@ -18,6 +18,7 @@ from blocks.weights_mark import OUTSIDE
 from blocks.worker import ComputeThread, Priority
 from peers.decode_legs import SessionConfig
 from peers.membership import Role
+from peers.network import PeerId
 from peers.train_chain import ChainConfig, TrainChain
 from peers.wire_format import WireFormat
 from swarm.best_adapter import BEST, BestAdapter
@@ -117,6 +118,8 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
                 await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
             if validation is not None:
                 await validation.measure()
+                if validation.is_due():  # a round was done meanwhile
+                    await validation.measure()
                 validation.end()
                 await trainer.tell()
                 await validation.finish(_LAST_SUMS_SECONDS)
@@ -214,19 +217,31 @@ def _stands_at(node: Node, number: int) -> bool:
 
 def _is_settled(node: Node, number: int) -> bool:
     """Whether no live host is behind a round."""
+    return not _late(node, number)
+
+
+def _late(node: Node, number: int) -> list[PeerId]:
     router = node.router
-    return not any(record.round < number and router.health.is_usable(record.peer) for record in router.records)
+    return [each.peer for each in router.records if each.round < number and router.health.is_usable(each.peer)]
 
 
 def swarm_view(node: Node) -> SwarmView:
     """The swarm as the node's router sees it."""
+
+    def newest() -> int:
+        return max((record.round for record in node.router.records), default=0)
+
+    async def refresh() -> None:
+        await node.router.refresh()
+        await node.router.check(_late(node, newest()))  # the record of one that died lives on for a minute
+
     return SwarmView(
         me=node.network.peer_id,
         run=node.config.run,
         directory=node.directory,
-        round=lambda: max((record.round for record in node.router.records), default=0),
+        round=newest,
         is_settled=lambda number: _is_settled(node, number),
-        refresh=node.router.refresh,
+        refresh=refresh,
         num_peers=lambda: len(node.router.records),
         dht_time=node.network.dht_time,
     )

@@ -23,7 +23,7 @@ from swarm.train import SwarmView
 logger = logging.getLogger(__name__)
 
 _LIFE_SECONDS = 600.0  # of a record: how late a slow trainer may read it
-_SETTLE_SECONDS = 5.0  # until all hosts have announced a round that the first has done
+_SETTLE_SECONDS = 10.0  # until all hosts have announced a round that the first has done
 _MOST_SECONDS = 90.0  # more than the record of a trainer that died lives
 _POLL_SECONDS = 1.0
 _SETTLE_POLL_SECONDS = 0.25
