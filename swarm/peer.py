@@ -153,7 +153,7 @@ class Peer:
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches (0: as many as make `total_samples`).
 
         `held_out` is evaluated before the first step, after every round, and at the end, when `last_round` is done.
 

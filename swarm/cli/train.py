@@ -67,7 +67,9 @@ and nobody waits for its blocks.""",
     help=".jsonl, .parquet, .txt or hf:OWNER/NAME[:SPLIT]; may be repeated.",
 )
 @click.option("--eval-data", type=_FILE, multiple=True, help="Held-out text: its loss is shown each round.")
-@click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
+@click.option(
+    "--steps", type=click.IntRange(0), default=0, help="Batches to bring; 0: as many as make the run's total-samples."
+)
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option(
     "--behind-nat",
