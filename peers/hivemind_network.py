@@ -303,17 +303,17 @@ def _check_port_is_free(config: NetworkConfig) -> None:
     if config.client_mode:
         return
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((config.host, config.port))
             probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise NetworkFailed(
-                    f"{config.host} is no address of this machine; give its own as --host, or 0.0.0.0 for all"
-                ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
             raise NetworkFailed(
-                f"port {config.port} on {config.host} cannot be used ({error.strerror}); "
-                "stop what uses it, or choose another --port (0 takes any)"
+                f"{config.host} is no address of this machine; give its own as --host, or 0.0.0.0 for all"
             ) from error
+        raise NetworkFailed(
+            f"port {config.port} on {config.host} cannot be used ({error.strerror}); "
+            "stop what uses it, or choose another --port (0 takes any)"
+        ) from error

@@ -154,7 +154,7 @@ class Peer:
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, a SampleSet or what `load` takes: `steps` batches of the run's (0: until its schedule ends).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches (0: as many as make `total_samples`).
 
         `held_out` is measured before the first step, after every round, and at the end, when `last_round` is done. Its
         sums are told to the swarm, and added to those of all other trainers that measure.

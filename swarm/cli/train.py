@@ -75,7 +75,9 @@ and nobody waits for its blocks.""",
     help="Held-out rows: their loss each round, here and over all trainers; with labels, accuracy, F1 and AUC.",
 )
 @click.option("--label", multiple=True, metavar="TEXT", help="A label that no row of --eval-data has here; repeatable.")
-@click.option("--steps", type=click.IntRange(0), default=0, help="Steps to take; 0: until the run's schedule ends.")
+@click.option(
+    "--steps", type=click.IntRange(0), default=0, help="Batches to bring; 0: as many as make the run's total-samples."
+)
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option(
     "--behind-nat",
