@@ -163,7 +163,7 @@ class Gate:
             self._begin_asking(peer)
 
     def may_publish(self, peer: str, kind: str) -> bool:
-        """Whether a record of `kind` by `peer` is believed. One who never answered is: it is asked before it is called."""
+        """Whether a record of `kind` by `peer` is believed. One who never answered is: who calls it asks it first."""
         who, needed = PeerId(peer), _BY_RECORD.get(kind, Role.HOST)
         if who in self._members and self._must_ask(who, needed) and len(self._asking) < _MAX_ASKED:
             self._begin_asking(who)  # it may have a new invitation, and call nothing that needs it
