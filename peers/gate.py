@@ -164,15 +164,15 @@ class Gate:
             self._begin_asking(peer)
 
     def may_publish(self, peer: str, kind: str) -> bool:
-        """Whether a record of `kind` by `peer` is believed. One that never answered is: it is asked before it is
-        called, and may be a client that can be asked by others only.
-        """
-        role = self.role(PeerId(peer))
-        if role is not None:
-            return role.covers(_BY_RECORD.get(kind, Role.HOST))
-        stranger = self._strangers.get(PeerId(peer))
-        is_refused = PeerId(peer) in self._members or (stranger is not None and stranger.answered)
-        return not is_refused and self._revoked.revoked_at(PeerId(peer)) < 0
+        """Whether a record of `kind` by `peer` is believed. One who never answered is: who calls it asks it first."""
+        who, needed = PeerId(peer), _BY_RECORD.get(kind, Role.HOST)
+        if who in self._members and self._must_ask(who, needed) and len(self._asking) < _MAX_ASKED:
+            self._begin_asking(who)  # it may have a new invitation, and call nothing that needs it
+        if (role := self.role(who)) is not None:
+            return role.covers(needed)
+        stranger = self._strangers.get(who)
+        is_refused = who in self._members or (stranger is not None and stranger.answered)
+        return not is_refused and self._revoked.revoked_at(who) < 0
 
     def track(self, peer: PeerId, writer: asyncio.StreamWriter) -> None:
         """End this stream when `peer` stops being a member."""

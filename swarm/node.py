@@ -153,7 +153,7 @@ class Node:
 
         Raises:
             BlockError: the model or the span does not fit.
-            SwarmError: the state directory or the model belongs to something else.
+            SwarmError: the state directory or the model belongs to something else; or this peer may not hold blocks.
             NetworkFailed: p2pd ended before the swarm could be told.
         """
         # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
@@ -161,9 +161,7 @@ class Node:
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
-        if self.network.config.client_mode:
-            reaching = await start_reaching(self.network, lambda: self.router.found, config.span)
-            self.spawn(reaching.run(), "connections")
+        await _let_be_called(self, config.span)
         self._holding = Holding(self, config)
         return await self._holding.begin()
 
@@ -175,6 +173,7 @@ class Node:
         """
         from swarm.taking_part import start_taking_part
 
+        await _let_be_called(self, self.whole)
         self.taking_part = await start_taking_part(self, own)
         return self.taking_part
 
@@ -270,6 +269,25 @@ class Node:
         raise NetworkFailed(
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
+
+
+async def _let_be_called(node: Node, span: Span | None) -> None:
+    """Whoever holds `span` is called by others: in a private run they call hosts alone, and who cannot be dialled keeps
+    connections to them.
+
+    Raises:
+        NotInvited: this peer is no host of the private run.
+        BadConfig, NetworkFailed: see start_reaching.
+    """
+    gate = node.network.gate
+    if gate is not None and not gate.own.role.covers(Role.HOST):
+        raise NotInvited(
+            f"this peer was invited as a {gate.own.role}, and only hosts hold blocks or average;"
+            " ask the run's owner for an invitation with --role host"
+        )
+    if node.network.config.client_mode:
+        reaching = await start_reaching(node.network, lambda: node.router.found, span)
+        node.spawn(reaching.run(), "connections")
 
 
 async def _keep_known(node: Node, run_blob: bytes) -> None:

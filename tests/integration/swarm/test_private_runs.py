@@ -9,56 +9,28 @@ from pathlib import Path
 
 import pytest
 
-from peers.config import NetworkConfig
 from peers.errors import BadMembership, NetworkFailed
 from peers.gate import Gate
-from peers.identity import load_or_create
 from peers.membership import Role
-from peers.network import PeerId
 from swarm.errors import NotInvited
-from swarm.inviting import invite, revoke
-from swarm.join_string import parse_join, resolve_join
-from swarm.peer import Peer, PeerConfig
+from swarm.inviting import revoke
+from swarm.join_string import resolve_join
+from swarm.peer import Peer
 from swarm.revoking import REVOKED_NAME
-from swarm.state import IDENTITY_NAME
 from swarm.train import Progress
 from tests.integration.swarm.conftest import MakeSwarm
+from tests.integration.swarm.machines import Machine
 from tests.integration.swarm.small_swarm import (
     BACK,
     FRONT,
     NO_ROUNDS,
     WHOLE,
-    SmallSwarm,
     host_of,
     random_samples,
     until,
 )
 
 PRIVATE = {"security": {"private": True}, "rounds": {"round_samples": 8}}
-
-
-class Machine:
-    """Somebody else's: a state directory of its own, and an identity that `swarm id` prints."""
-
-    def __init__(self, root: Path, swarm: SmallSwarm) -> None:
-        self.root, self._swarm = root, swarm
-        self.id: PeerId = load_or_create(root / IDENTITY_NAME).peer
-
-    def invited(self, role: Role) -> str:
-        return invite(self._swarm.run, self.id, role, days=1).line
-
-    def enter(self, name: str, line: str, *, client_mode: bool = False) -> Peer:
-        config = PeerConfig(
-            state_root=self.root,
-            cache_dir=self._swarm.cache_dir,
-            network=NetworkConfig(host="127.0.0.1", client_mode=client_mode),
-            num_threads=1,
-            route_seconds=600,
-        )
-        target = parse_join(line)
-        assert target.credential is not None
-        self._swarm.peers[name] = peer = Peer.enter(target, config)
-        return peer
 
 
 def test_a_private_group_works_together_until_its_owner_puts_somebody_out(
@@ -125,7 +97,7 @@ def test_who_is_put_out_in_the_middle_of_its_work_is_told_soon_and_goes_on_with_
         with pytest.raises(BadMembership, match=r"its membership expired .* ago; ask the run's owner for"):
             writing.result(timeout=60)
     swarm.stop("trainer", "client")
-    again = bobs.enter("trainer", invite(swarm.run, bobs.id, Role.TRAINER, days=9).line, client_mode=True)
+    again = bobs.enter("trainer", bobs.invited(Role.TRAINER, days=9), client_mode=True)
     assert len(again.train(random_samples(4), steps=1).losses) == 1
 
 

@@ -253,6 +253,20 @@ async def test_a_member_with_a_new_role_may_more_after_a_moment(world: World) ->
     assert world.asked == [ANN, ANN]
 
 
+async def test_who_publishes_more_than_it_may_is_asked_for_a_new_role(world: World) -> None:
+    gate = world.gate()
+    world.shown[ANN] = world.sign(ANN, Role.TRAINER)
+    await gate.let_in(ANN, "info")
+    world.shown[ANN] = world.sign(ANN, Role.HOST)
+    assert not gate.may_publish(ANN, "progress")
+    await until_asked(world, 1)  # too soon
+    world.now += 6
+    for _ in range(3):
+        assert not gate.may_publish(ANN, "progress"), "one who is asked may no more than before"
+    await until_asked(world, 2)
+    assert gate.may_publish(ANN, "progress")
+
+
 async def test_a_member_that_cannot_be_asked_for_more_stays_what_it_is(world: World) -> None:
     gate = world.gate()
     world.shown[ANN] = world.sign(ANN, Role.CLIENT)
