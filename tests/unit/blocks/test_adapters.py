@@ -31,6 +31,7 @@ from blocks.export import export_adapter
 from blocks.load import SpanModel, load_span
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span, UnitId
+from tests.errors_page import met
 from tests.unit.blocks.conftest import CPU, save_tiny
 
 SETTINGS = LoraSettings(rank=4, seed=11)
@@ -307,6 +308,7 @@ def test_an_export_replaces_an_adapter_but_nothing_else(llama_source: ModelSourc
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("one")
-    with pytest.raises(BadAdapter, match="not empty"):
+    with pytest.raises(BadAdapter, match="thesis is not empty") as caught:
         export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / "thesis")
+    met("holds no adapter; name another", caught.value)
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"

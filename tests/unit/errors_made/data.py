@@ -1,0 +1,52 @@
+"""How to meet the errors of bringing data. Each gets an empty directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import TemplateError
+
+from swarm.data import load_samples
+from swarm.trainer_state import load_state
+from tests.unit.errors_made.entering import file_in
+from tests.unit.swarm.test_data import LetterTokenizer
+
+ASKED, ANSWERED = ({"role": role, "content": "hi"} for role in ("user", "assistant"))
+
+
+class Strict(LetterTokenizer):
+    """Its template knows no such conversation."""
+
+    def apply_chat_template(self, *args: object, **given: object) -> object:  # type: ignore[override]
+        raise TemplateError("conversation roles must alternate")
+
+
+class Plain(LetterTokenizer):
+    """That of a base model."""
+
+    chat_template: object = None
+
+
+def read(
+    path: Path, content: bytes | object, name: str = "a.jsonl", kind: type[LetterTokenizer] = LetterTokenizer
+) -> None:
+    """What `swarm train --data FILE` does with a file."""
+    file = path / name
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    load_samples([file], kind(), 8)
+
+
+MADE: dict[str, Callable[[Path], object]] = {
+    "is none of .jsonl": lambda path: read(path, b"a,b", "a.csv"),
+    "not JSON": lambda path: read(path, b'{"text": "a"}\nnot json\n'),
+    "has the fields": lambda path: read(path, {"txt": "a"}),
+    "not UTF-8 text; convert": lambda path: read(path, b"\xff", "a.txt"),
+    "no message has the role": lambda path: read(path, {"messages": [ASKED]}),
+    "has no chat template; use": lambda path: read(path, {"messages": [ASKED, ANSWERED]}, kind=Plain),
+    "template refuses these messages": lambda path: read(path, {"messages": [ANSWERED, ANSWERED]}, kind=Strict),
+    "rows has a token to learn": lambda path: read(path, {"text": ""}),
+    "has no rows; give a file": lambda path: read(path, b"\n"),
+    "remove it to begin the data anew": lambda path: load_state(file_in(path / "trainer.json", "[]")),
+}
