@@ -311,4 +311,7 @@ def test_an_export_replaces_an_adapter_but_nothing_else(llama_source: ModelSourc
     with pytest.raises(BadAdapter, match="thesis is not empty") as caught:
         export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / "thesis")
     met("holds no adapter; name another", caught.value)
+    with pytest.raises(BadAdapter) as caught:
+        export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / "thesis" / "chapter" / "out")
+    met("cannot write the adapter to", caught.value)
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"

@@ -23,6 +23,13 @@ class Strict(LetterTokenizer):
         raise TemplateError("conversation roles must alternate")
 
 
+class Forgetful(LetterTokenizer):
+    """Its template leaves out what was said."""
+
+    def apply_chat_template(self, *args: object, **given: object) -> object:  # type: ignore[override]
+        return "<conversation>"
+
+
 class Plain(LetterTokenizer):
     """That of a base model."""
 
@@ -48,5 +55,13 @@ MADE: dict[str, Callable[[Path], object]] = {
     "template refuses these messages": lambda path: read(path, {"messages": [ANSWERED, ANSWERED]}, kind=Strict),
     "rows has a token to learn": lambda path: read(path, {"text": ""}),
     "has no rows; give a file": lambda path: read(path, b"\n"),
+    "no data files were given": lambda path: load_samples([], LetterTokenizer(), 8),
+    "cannot be read (…); check the path": lambda path: load_samples([path / "a.txt"], LetterTokenizer(), 8),
+    "not a JSON object; use": lambda path: read(path, [1]),
+    "field '…' is a": lambda path: read(path, {"text": 3}),
+    "is lost in the chat template": lambda path: read(path, {"messages": [ASKED, ANSWERED]}, kind=Forgetful),
+    "names no data set": lambda path: load_samples(["hf:"], LetterTokenizer(), 8),
+    "has the splits": lambda path: load_samples([{"train": [], "test": []}], LetterTokenizer(), 8),
+    "is no whole parquet file": lambda path: read(path, b"nonsense", "a.parquet"),
     "remove it to begin the data anew": lambda path: load_state(file_in(path / "trainer.json", "[]")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from swarm.devices import pick_device
 from swarm.hours import parse_hours
 from swarm.memory import Allowance
 from swarm.pause_file import say_pause
+from swarm.reaching import start_reaching
 from swarm.run_rules import lora_settings
 from swarm.sizes import parse_memory
 from tests.unit.blocks.conftest import CPU
@@ -53,5 +55,6 @@ MADE: dict[str, Callable[[Path], object]] = {
     "use a number and a unit": lambda path: parse_memory("4"),
     "use times of day": lambda path: parse_hours("22"),
     "no peer that holds blocks runs here": pause_nobody,
+    "nobody can dial this peer": lambda path: asyncio.run(start_reaching(None, list, None)),  # type: ignore[arg-type]
     "pause as the user": lambda path: say_pause(file_in(path / "a", "") / "state"),
 }

@@ -20,12 +20,17 @@ from peers.network import PeerId
 from peers.routing import HostView, pick_fast
 from peers.send_limit import SendLimit
 from peers.work_gate import WorkGate
+from swarm import checkpoint
+from swarm.best_adapter import export_best
+from swarm.checkpoint import checkpoint_files, save_checkpoint
 from swarm.interrupt import Interrupt
-from swarm.left_states import find_left
+from swarm.join_string import parse_join
+from swarm.left_states import find_left, left_settings
 from swarm.model import RemoteBlocks
 from swarm.pausing import Withdrawal
 from swarm.unit_files import Checkpoint, write_units
-from tests.unit.errors_made.entering import RUN, file_in
+from tests.unit.errors_made.entering import LINE, RUN, file_in
+from tests.unit.swarm.test_kept import UNIT, unit_state
 from tests.unit.swarm.test_stepping_back import SHORT, Parts
 
 BOB = PeerId("bob")
@@ -56,6 +61,18 @@ def write_on_a_file(path: Path) -> None:
     write_units(file_in(path / "kept", "") / "a.safetensors", Checkpoint(run=RUN, layout="l", round=1, units={}))
 
 
+def left_by(path: Path, run: str = RUN) -> Path:
+    """The state directory of a peer that has ended."""
+    save_checkpoint(path / checkpoint.DIRECTORY, Checkpoint(run=run, layout="l", round=1, units={UNIT: unit_state(1)}))
+    return path
+
+
+def left_torn(path: Path) -> Path:
+    for file in checkpoint_files(left_by(path) / checkpoint.DIRECTORY):
+        file.write_bytes(b"torn")
+    return path
+
+
 MADE: dict[str, Callable[[Path], object]] = {
     "no live host": lambda path: pick_fast([HALF], Span(0, 6)),
     "the text was ended before it was complete": hang_up,
@@ -64,5 +81,10 @@ MADE: dict[str, Callable[[Path], object]] = {
     "holders with samples and found": lambda path: combine("krum", [torch.ones(4)], [Segment(0, 4, (1.0,))]),
     "contribution of … is refused": lambda path: signing.parse(b"nonsense", peer=BOB, run=RUN, verify=verify),
     "holds no state of a peer": lambda path: find_left([path], run=RUN, layout="l"),
+    "no best adapter is kept": lambda path: export_best([path], path / "out"),
+    "… belongs to run": lambda path: find_left((left_by(path, run="other"),), run=RUN, layout="l"),
+    "was made with other adapter settings": lambda path: find_left((left_by(path),), run=RUN, layout="other"),
+    "files of units in … is whole": lambda path: find_left((left_torn(path),), run=RUN, layout="l"),
+    "no directory given holds the settings": lambda path: left_settings(parse_join(LINE), (path,)),
     "checkpoint … was not written": write_on_a_file,
 }
