@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := blocks peers averaging swarm
 
-# Workers of `make test`: a test mostly waits for others or has one busy thread. tests/spread.py says who does what.
-WORKERS ?= 2
+# Workers of `make test`, for two cores: a test mostly waits for other processes, so that two workers leave half of the
+# machine idle. tests/spread.py says who does what.
+WORKERS ?= 3
 
 # Tests start many small processes; more than one thread in each would only make them wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow check format bench docs install clean
+.PHONY: demo test test-slow check style types format bench docs install clean
 
 demo: $(STAMP)
 	$(BIN)/swarm demo
@@ -23,9 +24,13 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)
+check: style types
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

@@ -106,7 +106,7 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
     ]
     if not names:
         raise BadAdapter(
-            f"blocks {model.span} of {model.source.name} have no module {settings.targets}; change targets"
+            f"blocks {model.span} of {model.source.name} have no module {settings.targets}; change adapter.lora_targets"
         )
     config = LoraConfig(
         r=settings.live_rank,

@@ -51,7 +51,9 @@ def export_adapter(
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise BadAdapter(f"cannot write the adapter to {directory}: {error.strerror}") from error
+        raise BadAdapter(
+            f"cannot write the adapter to {directory} ({error.strerror}); free space or name another directory"
+        ) from error
 
 
 def check_place(directory: Path) -> None:

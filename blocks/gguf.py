@@ -46,7 +46,9 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
         cache_dir.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache_dir))
     except OSError as error:
-        raise UnknownModel(f"cannot write converted models to {cache_dir}: {error.strerror}") from error
+        raise UnknownModel(
+            f"cannot write converted models to {cache_dir} ({error.strerror}); free space or check its permissions"
+        ) from error
     try:
         with loading(), _parsed_once():
             _convert(file, work)
@@ -71,7 +73,7 @@ def _parsed_once() -> Iterator[None]:
     try:
         import gguf
     except ImportError as error:
-        raise UnsupportedModel("a GGUF file needs the package gguf; pip install gguf") from error
+        raise UnsupportedModel("a GGUF file needs the package gguf; pip install 'swarmtune[demo]'") from error
 
     class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
         """numpy's memmap runs Python code at every slice, and a header is a million slices."""
@@ -101,7 +103,9 @@ def _convert(file: Path, work: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ImportError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UnsupportedModel(f"cannot read {file}: {reason}; install 'gguf' or use a safetensors model") from error
+        raise UnsupportedModel(
+            f"cannot read {file} ({reason}); fetch it again, or use the model as safetensors"
+        ) from error
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     config.dtype = torch.float32

@@ -83,7 +83,9 @@ def load_part(
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise MissingTensors(f"the weights of {source.name} do not fit its config: {reason}") from error
+            raise MissingTensors(
+                f"the weights of {source.name} do not fit its config ({reason}); fetch the model again"
+            ) from error
     if info["mismatched_keys"]:
         name = next(iter(info["mismatched_keys"]))[0]
         raise MissingTensors(f"{source.name} has {name} in a shape that its config does not; fetch the model again")

@@ -136,7 +136,9 @@ def _read_config(name: str, path: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UnsupportedModel(f"transformers cannot read the config of '{name}': {reason}") from error
+        raise UnsupportedModel(
+            f"transformers cannot read the config of '{name}' ({reason}); mend its config.json, or use another model"
+        ) from error
 
 
 def refuse_unsupported(config: PretrainedConfig) -> None:

@@ -254,7 +254,9 @@ async def _asked(me: PeerId, question: Awaitable[Any]) -> Any:
     try:
         return await question
     except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-        raise NetworkFailed(f"p2pd of peer {me} does not answer: {one_line(error)}") from error
+        raise NetworkFailed(
+            f"p2pd of peer {me} does not answer ({one_line(error)}); start this peer again, it goes on from its state"
+        ) from error
 
 
 async def _start_held(

@@ -138,7 +138,9 @@ def hold(path: Path) -> IdentityLock:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace")
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
-            raise BadIdentity(f"identity lock {lock_path} cannot be taken: {error.strerror}") from error
+            raise BadIdentity(
+                f"identity lock {lock_path} cannot be taken ({error.strerror}); put --state on a local disk"
+            ) from error
         raise BadIdentity(
             f"identity {path} is in use by process {holder or 'unknown'}; stop it or give this peer another --state"
         ) from error

@@ -166,5 +166,7 @@ def export_best(states: Sequence[Path], directory: Path) -> Best:
     try:
         shutil.copytree(best.directory, directory, dirs_exist_ok=True)
     except OSError as error:
-        raise BadCheckpoint(f"cannot write the adapter to {directory}: {error.strerror or error}") from None
+        raise BadCheckpoint(
+            f"cannot write the adapter to {directory} ({error.strerror or error}); free space or name another directory"
+        ) from None
     return best

@@ -87,7 +87,9 @@ async def start_reaching(network: Dialler, records: Callable[[], Sequence[PeerRe
         NetworkFailed: p2pd is gone.
     """
     if span is None:
-        raise BadConfig("nobody can dial this peer, so that it serves itself alone; say which blocks it shall hold")
+        raise BadConfig(
+            "nobody can dial this peer, so that it serves itself alone; say by --blocks START:END what it shall hold"
+        )
     reaching = Reaching(network, records, span)
     await reaching.look()
     return reaching

@@ -51,7 +51,7 @@ def read_keys(path: Path, defaults: AskerLimits) -> tuple[ApiKey, ...]:
             raise BadConfig(f"{path} is larger than {_MAX_FILE_BYTES} bytes; it is no file of API keys")
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadConfig(f"the API keys in {path} cannot be read: {error}") from error
+        raise BadConfig(f"the API keys in {path} cannot be read ({error}); check --api-keys") from error
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"{path} is not valid TOML ({error}); a key is written as {_EXAMPLE}") from error
     if not tables or len(tables) > _MAX_KEYS:

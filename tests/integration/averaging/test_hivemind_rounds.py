@@ -25,6 +25,7 @@ from averaging.hivemind_exchange import HivemindExchange
 from averaging.hivemind_servicer import AveragingServicer
 from averaging.part_message import PartMessage
 from blocks.spans import Span, UnitId, unit_of
+from tests.errors_page import met
 from tests.integration.averaging.round_nodes import RUN, Member, address_of, member, members
 
 SPANS = [Span(0, 4), Span(2, 6), Span(0, 6), Span(4, 6)]
@@ -67,8 +68,9 @@ async def test_nobody_comes_and_the_round_fails_in_time_and_in_one_line(tmp_path
     config = AveragingConfig(matchmaking_seconds=0.5, request_seconds=0.2)
     async with member(tmp_path / "key", Span(0, 2), 1.0, config=config) as peer:
         started = time.monotonic()
-        with pytest.raises(RoundFailed, match="3 peers were expected"):
+        with pytest.raises(RoundFailed, match="3 peers were expected") as caught:
             await peer.round(1, begin_at=time.time(), expected=3)
+        met("no group of … or more formed", caught.value)
         assert time.monotonic() - started < 10
 
 

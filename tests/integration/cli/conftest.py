@@ -66,9 +66,10 @@ class Process:
         return self.log.read_text()
 
     def end(self) -> None:
+        """By force, with all that it has started: the hosts of a gateway would live on."""
         if self.popen.poll() is None:
             with suppress(ProcessLookupError):
-                self.popen.kill()
+                os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
         self._reader.join(SECONDS)
         assert self.popen.stdout is not None

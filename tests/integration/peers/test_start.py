@@ -15,6 +15,7 @@ from peers.config import NetworkConfig
 from peers.errors import BadIdentity, BadNetworkConfig, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.identity import load_or_create
+from tests.errors_page import met
 from tests.integration.peers.conftest import LOOPBACK, Start
 from tests.integration.peers.echo_peer import echo
 
@@ -38,8 +39,9 @@ async def test_a_taken_port_is_named_and_nothing_is_left_behind(sockets: Path, s
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(NetworkFailed, match=f"port {port} on 127.0.0.1 cannot be used .*choose another --port"):
+        with pytest.raises(NetworkFailed, match=f"port {port} on 127.0.0.1 cannot be used") as caught:
             await start("ann", port=port)
+        met("choose another --port (0 takes any)", caught.value)
     ann = await start("ann", port=port)  # the identity is free again, and the port as well
     assert f"/tcp/{port}/" in (await ann.addresses())[0]
     assert os.listdir(sockets)
@@ -55,13 +57,15 @@ async def test_a_port_of_another_peer_is_refused_although_libp2p_would_share_it(
 
 
 async def test_an_address_that_is_not_of_this_machine_is_a_clear_error(start: Start) -> None:
-    with pytest.raises(NetworkFailed, match=r"^192\.0\.2\.1 is no address of this machine; give its own as"):
+    with pytest.raises(NetworkFailed) as caught:
         await start("ann", host="192.0.2.1")
+    met("is no address of this machine", caught.value)
 
 
 async def test_what_p2pd_says_against_its_start_is_told_without_its_clock(start: Start) -> None:
-    with pytest.raises(NetworkFailed, match=r"^p2pd did not start: [^0-9].*; check --host and --announce$"):
+    with pytest.raises(NetworkFailed, match=r"^p2pd did not start: [^0-9]") as caught:
         await start("ann", announce=("/nonsense/1",))
+    met("p2pd did not start", caught.value)
 
 
 async def test_an_identity_in_use_on_this_machine_is_refused(start: Start) -> None:
@@ -76,8 +80,9 @@ async def test_an_identity_in_use_elsewhere_in_the_swarm_is_refused(start: Start
     ann = await start("ann")
     bob = await start("bob", ann)
     shutil.copy(tmp_path / "bob.id", tmp_path / "copy.id")
-    with pytest.raises(BadIdentity, match="in use by another peer of this swarm"):
+    with pytest.raises(BadIdentity) as caught:
         await start("copy", ann)
+    met("is in use by another peer of this swarm", caught.value)
     await bob.stop()
     again = await start("copy", ann)
     assert again.peer_id == bob.peer_id
@@ -88,8 +93,8 @@ async def test_bootstrap_peers_that_do_not_answer_are_named(start: Start) -> Non
     began = time.monotonic()
     with pytest.raises(NetworkFailed, match="no bootstrap peer answered in 1 s") as caught:
         await start("ann", bootstrap=(nobody,), start_seconds=1)
+    met("no bootstrap peer answered", caught.value)
     assert nobody in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 15
 
 

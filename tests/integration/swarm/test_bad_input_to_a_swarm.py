@@ -17,6 +17,7 @@ from swarm.join_string import RunDirectory, target_run_id
 from swarm.loading import HostingConfig
 from swarm.model import Sampling
 from swarm.peer import Peer
+from tests.errors_page import met
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, NUM_BLOCKS, host_of, random_samples
 
@@ -49,7 +50,7 @@ def test_blocks_that_nobody_holds_are_named_and_the_peers_live_on(make_swarm: Ma
     one_line(written.value)
     with pytest.raises(NoRoute, match="block 3") as exported:
         impatient.export(tmp_path / "adapter")
-    one_line(exported.value)
+    met("no holder and no keeper", exported.value)
     swarm.hosts(back=BACK)
     assert len(impatient.train(data, steps=1).losses) == 1
     assert impatient.model().generate("w3 w4", Sampling(max_new_tokens=2))

@@ -18,6 +18,7 @@ from blocks.errors import BadAdapter
 from peers.records import PeerRecord
 from swarm.errors import BadConfig
 from swarm.own_loop import Member, enter
+from tests.errors_page import met
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import WHOLE, SmallSwarm, host_of, kill, random_samples, until
 
@@ -155,8 +156,9 @@ def test_a_loop_whose_network_has_died_trains_on_alone(make_swarm: MakeSwarm, ca
             loop.step(member)
         assert not member.wait_for_round(2, seconds=60), "at once"
     assert sum("trains on alone" in record.message for record in caplog.records) == 1
-    with pytest.raises(BadConfig, match="has left its run"):
+    with pytest.raises(BadConfig, match="has left its run") as refused:
         member.begin(loop.optimizer)
+    met("this member has left its run", refused.value)
 
 
 def test_another_adapter_is_refused_and_nothing_is_left_running(make_swarm: MakeSwarm) -> None:

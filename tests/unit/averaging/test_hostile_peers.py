@@ -25,7 +25,7 @@ from tests.fakes_parts import Change, PartExchange, Table
 PEERS = tuple(PeerId(f"peer{index}") for index in range(8))
 BAD = PEERS[2], PEERS[5]
 UNITS = [unit_of("default", block) for block in range(4)]
-WIDTH, RANK, STEPS, ROUNDS = 24, 4, 5, 16
+WIDTH, RANK, STEPS, ROUNDS = 24, 4, 5, 10
 
 
 class Pupil:

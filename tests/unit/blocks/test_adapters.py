@@ -31,6 +31,7 @@ from blocks.export import export_adapter
 from blocks.load import SpanModel, load_span
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span, UnitId
+from tests.errors_page import met
 from tests.unit.blocks.conftest import CPU, save_tiny
 
 SETTINGS = LoraSettings(rank=4, seed=11)
@@ -259,8 +260,9 @@ def test_targets_that_no_module_has_are_refused(llama_span: SpanModel) -> None:
 
 
 def test_a_mistyped_target_beside_a_right_one_is_named(llama_source: ModelSource) -> None:
-    with pytest.raises(BadAdapter, match=r"has 'v_prj', which no block of .* has; use some of down_proj, .*v_proj$"):
+    with pytest.raises(BadAdapter, match=r"has 'v_prj', .* use some of down_proj, .*v_proj$") as caught:
         all_unit_shapes(LoraSettings(seed=1, targets=("q_proj", "v_prj")), llama_source)
+    met("which no block of", caught.value)
 
 
 def test_chosen_targets_are_taken(llama_span: SpanModel) -> None:
@@ -312,10 +314,16 @@ def test_an_export_replaces_an_adapter_but_nothing_else(llama_source: ModelSourc
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("one")
+    refused: dict[str, BadAdapter] = {}
     (tmp_path / "out" / "checkpoint-500").mkdir()  # as a Trainer's output directory has them
-    places = {"thesis": "is not empty and holds no adapter", "out": "more than an adapter, such as checkpoint-500"}
-    for name, words in (places | {"thesis/chapter": "cannot take an adapter"}).items():
-        with pytest.raises(BadAdapter, match=words):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("thesis", "out", "thesis/chapter", "link/out"):
+        with pytest.raises(BadAdapter) as caught:
             export_adapter(read_units(model), SETTINGS, llama_source, tmp_path / name)
+        refused[name] = caught.value
+    met("holds no adapter; name another", refused["thesis"])
+    met("holds more than an adapter", refused["out"])
+    met("cannot take an adapter", refused["thesis/chapter"])
+    met("cannot write the adapter to", refused["link/out"])
     assert (tmp_path / "thesis" / "chapter").read_text() == "one"
     assert (tmp_path / "out" / "checkpoint-500").is_dir()

@@ -15,6 +15,7 @@ from blocks.errors import BadAdapter
 from blocks.peft_units import check_base, find_units
 from blocks.source import ModelSource, find_model
 from blocks.spans import UnitId
+from tests.errors_page import met
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
 
@@ -78,15 +79,28 @@ def test_another_adapter_is_refused_in_one_line(source: ModelSource, changes: di
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_commonly_set_otherwise_is_on_the_page_of_errors(source: ModelSource) -> None:
+    refused = {}
+    for changes in ({"r": 8, "lora_alpha": 16}, {"lora_alpha": 16}, {"use_dora": True}):
+        with pytest.raises(BadAdapter) as caught:
+            find_units(peft_of(source, **changes), LORA, source)
+        refused[next(iter(changes))] = caught.value
+    met("has rank …, the run's has", refused["r"])
+    met("is scaled by …, the run's by", refused["lora_alpha"])
+    met("is DoRA", refused["use_dora"])
+
+
 def test_a_model_without_lora_or_with_two_is_refused(source: ModelSource) -> None:
     plain = AutoModelForCausalLM.from_pretrained(source.path)
-    with pytest.raises(BadAdapter, match="has no LoRA"):
+    with pytest.raises(BadAdapter) as refused:
         find_units(plain, LORA, source)
+    met("the model has no LoRA", refused.value)
     model = peft_of(source)
     model.add_adapter("second", LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
     model.base_model.set_adapter(["default", "second"])
-    with pytest.raises(BadAdapter, match="several adapters are active"):
+    with pytest.raises(BadAdapter) as refused:
         find_units(model, LORA, source)
+    met("several adapters are active", refused.value)
 
 
 @pytest.mark.parametrize(("sizes", "words"), [({"num_hidden_layers": 4}, "layer 3"), ({"hidden_size": 64}, "is .*64")])

@@ -12,6 +12,7 @@ from blocks.source import ModelSource
 from blocks.spans import Span
 from blocks.training import Microbatch
 from blocks.worker import ComputeThread, Priority
+from tests.errors_page import met
 from tests.unit.blocks.trainers import (
     loss_grad,
     new_trainer,
@@ -128,8 +129,9 @@ async def test_memory_for_others_is_bounded(llama_source: ModelSource, thread: C
     crowded = new_trainer(llama_source, thread, max_open=2)
     await crowded.forward(work(0))
     await crowded.forward(work(1))
-    with pytest.raises(Busy, match="try later"):
+    with pytest.raises(Busy) as caught:
         await crowded.forward(work(2))
+    met("microbatches (… MiB) are held", caught.value)
     greedy = new_trainer(llama_source, thread, held_bytes=10_000)
 
     async def never_commit() -> None:
@@ -161,8 +163,9 @@ async def test_a_gradient_that_overflows_is_refused_and_dropped(
 ) -> None:
     trainer = new_trainer(llama_source, thread)
     output = await trainer.forward(work(0))
-    with pytest.raises(BadGradient):
+    with pytest.raises(BadGradient) as caught:
         await trainer.backward(work(0).piece, torch.full_like(output, 3e38), tokens=10)
+    met("this microbatch overflowed", caught.value)
     assert not trainer.ledger.pieces()
     await trainer.forward(work(1))
     with pytest.raises(BadSession):

@@ -23,6 +23,7 @@ from peers.network import ByteStream, PeerId
 from peers.pool import Pool
 from peers.traffic import Traffic
 from peers.wire import Frame, read_frame, write_frame
+from tests.errors_page import met
 from tests.fakes_network import FakeSwarm, fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1", clock=lambda: 5.0)
@@ -317,8 +318,9 @@ async def test_the_pool_dials_once_again_after_a_death_and_says_who_is_lost(swar
         await pool.call(BOB, "info", AskInfo(), seconds=10)
     await swarm.join("bob").serve_stream("info", CallServer(HELLO, echo, Traffic()).serve)
     await pool.call(BOB, "info", AskInfo(), seconds=10)
-    with pytest.raises(PeerLost, match="did not answer a 'close' in 0 s"):
+    with pytest.raises(PeerLost, match="did not answer a 'close' in 0 s") as caught:
         await pool.call(BOB, "info", named("wait"), seconds=0.05)
+    met("did not answer a '…' in", caught.value)
     await pool.close()
 
 

@@ -13,6 +13,7 @@ from swarm.data_rows import ChatRow, LabelRow, PairRow, TextRow, row_of
 from swarm.errors import BadData
 from swarm.evaluation_sums import MAX_LABELS
 from swarm.labelled import NO_LABEL, check_labels, with_label
+from tests.errors_page import met
 from tests.unit.swarm.test_data import EOS, LetterTokenizer
 
 
@@ -110,23 +111,24 @@ class DeafTokenizer(LetterTokenizer):
 
 
 def test_labels_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
-    def refusal(*rows: object, length: int = 64) -> str:
+    def refusal(*rows: object, length: int = 64) -> BadData:
         labelled = load(tmp_path, *rows, length=length).labelled
         assert labelled is not None
         with pytest.raises(BadData) as caught:
             check_labels(labelled)
-        return str(caught.value)
+        return caught.value
 
     yes, no = {"text": "a", "label": "yes"}, {"text": "a", "label": "no"}
-    assert refusal(yes, yes) == "all rows have the label 'yes'; name the others with --label"
-    assert "a label leaves no room for text in 5 tokens" in refusal(yes, no, length=5)
+    met("all rows have the label", refusal(yes, yes))
+    met("leaves no room for text", refusal(yes, no, length=5))
     many = [{"text": "a", "label": number} for number in range(MAX_LABELS + 1)]
-    assert "the rows have 65 labels, at most 64 can be told apart" in refusal(*many)
+    met("can be told apart; group them", refusal(*many))
     alike = load_samples([tmp_path / "rows.jsonl"], DeafTokenizer(), 64).labelled
     assert alike is not None
     few = type(alike)(names=("1", "2"), ids=alike.ids[:2], end=alike.end, classes=alike.classes, longest=64)
-    with pytest.raises(BadData, match="the labels '1' and '2' are the same tokens to this model; rename one"):
+    with pytest.raises(BadData, match="the labels '1' and '2'") as caught:
         check_labels(few)
+    met("are the same tokens to this model", caught.value)
 
 
 def test_labels_without_rows_that_have_one_are_a_mistake(tmp_path: Path) -> None:
