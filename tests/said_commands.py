@@ -13,9 +13,6 @@ from swarm.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 
-# Said in documents, and not here yet: commands, and options as "command --option". Empty it after the merge.
-NOT_MERGED_YET: frozenset[str] = frozenset()
-
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(swarm [^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 
@@ -54,15 +51,6 @@ def said_in(text: str) -> Iterator[tuple[list[str], bool]]:
             yield words, False
 
 
-def exists(said: str) -> bool:
-    """Whether there is a command, or an option given as "command --option"."""
-    name, _, option = said.partition(" ")
-    command = main.get_command(click.Context(main), name)
-    if command is None or not option:
-        return command is not None
-    return any(option in (*one.opts, *one.secondary_opts) for one in command.params)
-
-
 def fault(words: Sequence[str], *, whole: bool = True) -> str:
     """What click would say against `swarm WORDS`, before anything is looked for on disk; empty if nothing.
 
@@ -74,8 +62,6 @@ def fault(words: Sequence[str], *, whole: bool = True) -> str:
     if not words or words[0] in ("--help", "-h", "--version") or (words[0].isupper() and not whole):
         return ""
     name, *rest = words
-    if {name, *(f"{name} {word.partition('=')[0]}" for word in rest)} & NOT_MERGED_YET:
-        return ""
     top = click.Context(main, info_name="swarm")
     command = main.get_command(top, name)
     if command is None:

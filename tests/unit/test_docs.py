@@ -14,7 +14,7 @@ import click
 import pytest
 
 from swarm.config import SECTIONS
-from tests.said_commands import NOT_MERGED_YET, ROOT, blocks, exists, fault, said_in
+from tests.said_commands import ROOT, blocks, fault, said_in
 
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -81,11 +81,6 @@ def test_examples_in_the_help_are_commands_that_parse(name: str) -> None:
 def test_commands_in_documents_parse(path: Path) -> None:
     for words, whole in said_in(path.read_text("utf-8")):
         assert not fault(words, whole=whole), f"swarm {' '.join(words)}: {fault(words, whole=whole)}"
-
-
-@pytest.mark.parametrize("said", sorted(NOT_MERGED_YET))
-def test_what_is_not_merged_yet_is_not_there(said: str) -> None:
-    assert not exists(said), f"{said} is here; take it out of NOT_MERGED_YET in tests/said_commands.py"
 
 
 def test_the_check_of_commands_can_fail() -> None:
