@@ -133,7 +133,11 @@ def test_a_name_that_the_hub_does_not_have_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(("source", "package"), [("a.parquet", "pyarrow"), ("hf:owner/name", "datasets")])
-def test_a_package_that_is_not_installed_is_named(source: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named(
+    source: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.parquet").touch()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadData, match=rf"{package} is not installed; pip install 'swarmtune\[data\]'"):
         load_samples([source], LetterTokenizer(), 64)

@@ -47,7 +47,7 @@ def test_closing_cancels_what_runs_and_refuses_more() -> None:
     loop.close()
     assert ended == [True]
     assert task.cancelled()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="has left its run; enter it again"):
         loop.run(start())
 
 
