@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from averaging.config import AveragingConfig
@@ -74,13 +74,17 @@ class CatchUp:
             self._stray_check_at = now + _STRAY_SECONDS
         return strayed
 
-    async def run(self, others: Sequence[ProgressRecord], *, is_start: bool = False) -> frozenset[UnitId]:
+    async def run(
+        self, others: Sequence[ProgressRecord], *, is_start: bool = False, stale: Collection[UnitId] = ()
+    ) -> frozenset[UnitId]:
         """Fetch the units of which another peer has a newer version, and stand at the newest round seen.
 
         At the start keepers are asked for versions of the same round, too: a holder that left may have given them what
-        it had trained since. Later that would be this host's own past. Returns the units that were replaced.
+        it had trained since. Later that would be this host's own past. `stale` units are known from a round to be older
+        than others', and fetched though their bits may be the same, as after a round that changed nothing: else this
+        host would be left out of each one to come. Returns the units that were replaced.
         """
-        found = await self._fetch(self._host.units, others, is_start)
+        found = await self._fetch(others, is_start=is_start, stale=stale)
         number = max(self._host.round, self.newest(others))
         if not found and number == self._host.round:
             return frozenset()
@@ -93,7 +97,7 @@ class CatchUp:
         return frozenset(found)
 
     async def _fetch(
-        self, units: Iterable[UnitId], others: Sequence[ProgressRecord], is_start: bool
+        self, others: Sequence[ProgressRecord], *, is_start: bool, stale: Collection[UnitId]
     ) -> dict[UnitId, UnitState]:
         found: dict[UnitId, UnitState] = {}
         now = self._clock()
@@ -106,10 +110,10 @@ class CatchUp:
             lost=set(self._distrusted),
         )
         able = self._config.can_ask(others)
-        for unit in units:
-            own = self._host.units[unit]
+        for unit, own in self._host.units.items():
             candidates = [r for r in able if r.round > own.round] if self.is_mixing else able
-            peers = _worth_asking(candidates, parse_unit(unit)[1], own, self._host.digests(), is_start=is_start)
+            block, digests = parse_unit(unit)[1], {} if unit in stale else self._host.digests()
+            peers = _worth_asking(candidates, block, own, digests, is_start=is_start)
             left = [peer for peer in peers if peer not in fetching.lost]
             state = await fetch_newest(self._pool, left[: self._config.max_peers_asked], unit, fetching)
             if state is not None and state.version > own.version:
@@ -126,8 +130,8 @@ def _worth_asking(
     *,
     is_start: bool = False,
 ) -> list[PeerId]:
-    """Who has a block's unit with other bits than ours: holders whose round is not older, and keepers whose version is
-    of a newer round (at the start: or of the same), the furthest first.
+    """Who has a block's unit with other bits than ours in `digests`: holders whose round is not older, and keepers
+    whose version is of a newer round (at the start: or of the same), the furthest first.
     """
     found = []
     for record in others:
@@ -138,6 +142,6 @@ def _worth_asking(
             if kept is None:
                 continue
             (number, digest), least = kept, own.round if is_start else own.round + 1
-        if number >= least and digest != digests[block]:
+        if number >= least and digest != digests.get(block):
             found.append((-number, block not in record.span, record.peer))
     return [peer for _, _, peer in sorted(found)]

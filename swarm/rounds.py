@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -117,9 +117,10 @@ class RoundKeeper:
         self._progress.away = why
         await self._progress.tell()
 
-    async def catch_up(self, *, is_start: bool = False) -> None:
-        """Fetch the units of which another peer has a newer version, and stand at the newest round seen."""
-        self._averager.forget(await self._catching_up.run(await self.company.look(), is_start=is_start))
+    async def catch_up(self, *, is_start: bool = False, stale: Collection[UnitId] = ()) -> None:
+        """Fetch the units of which others have a newer version, and stand at the newest round; see CatchUp."""
+        others = await self.company.look()
+        self._averager.forget(await self._catching_up.run(others, is_start=is_start, stale=stale))
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()
@@ -171,7 +172,7 @@ class RoundKeeper:
         self._last_at = self._around.dht_time()
         self._ban(outcome)
         if outcome.behind or outcome.stale:
-            await self.catch_up()
+            await self.catch_up(stale=outcome.stale)
         if outcome.behind:
             return
         _log(outcome)

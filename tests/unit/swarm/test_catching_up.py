@@ -110,6 +110,21 @@ async def test_a_newer_kept_version_is_noticed_while_running(swarm: KeptSwarm) -
     assert not catch_up.is_needed([swarm.hosts["xin"].record()], swarm.now + 10)
 
 
+async def test_a_newer_state_of_the_same_bits_is_fetched_once_a_round_has_told_of_it(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    new = swarm.hosts["new"]
+    new.units, new.round = {unit(2): trained(2, 3), unit(3): trained(3, 3)}, 5
+    newer = [replace(state, round=4, weight=77.0) for state in new.units.values()]  # a round that changed nothing
+    await swarm.add("ann", BACK, *newer)
+    swarm.hosts["ann"].round = 5
+    others = [swarm.hosts["ann"].record()]
+    assert not catch_up.is_needed(others, swarm.now), "records tell of bits only"
+    assert await catch_up.run(others) == frozenset()
+    assert await catch_up.run(others, stale={unit(3)}) == {unit(3)}
+    assert new.units[unit(3)].version == newer[1].version
+    assert new.units[unit(2)].round == 3
+
+
 class Rogue:
     """Answers fetches with whatever `reply` makes, or not at all; remembers how often it was asked."""
 
