@@ -75,7 +75,7 @@ def asked(gateway: SmallGateway, *, stream: bool) -> Iterator[socket.socket]:
     """A long text was asked for; the connection closes with the context."""
     place = urlsplit(gateway.url)
     body = json.dumps({"model": "tales", "messages": USER, "max_tokens": LONG, "stream": stream})
-    head = ("POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json")
+    head = ("POST /v1/chat/completions HTTP/1.1", "host: localhost", "content-type: application/json")
     with socket.create_connection((place.hostname, place.port), timeout=60) as connection:
         connection.sendall("\r\n".join([*head, f"content-length: {len(body)}", "", body]).encode())
         yield connection
@@ -91,7 +91,9 @@ def test_a_reader_that_hangs_up_ends_its_text_and_frees_the_hosts(served: Served
         with asked(gateway, stream=True) as connection:
             left = 1500
             while left > 0:
-                left -= len(connection.recv(left))
+                piece = connection.recv(left)
+                assert piece, "the gateway ended the stream"
+                left -= len(piece)
         until(lambda: is_idle(gateway) and are_free(served), "the text of a stream ends")
         metrics = gateway.server.gateway.metrics
         ended = metrics.registry.get_sample_value("swarm_gateway_texts_total", {"model": "tales", "end": "cancelled"})
