@@ -29,12 +29,8 @@ def agree(ann: Peer, bob: Peer, number: int) -> bool:
     return len(rounds) == 1 and min(rounds) >= number and hosts[0].digests() == hosts[1].digests()
 
 
-def test_two_peers_behind_nat_train_average_and_generate_and_a_third_catches_up(make_swarm: MakeSwarm) -> None:
-    swarm = make_swarm(SETTINGS)
-    public = swarm.host("public", BACK)
-    ann, bob = (enter_behind_nat(swarm, name) for name in ("ann", "bob"))
-    with pytest.raises(BadConfig, match="say which blocks"):
-        swarm.hold(ann, None)
+def train_a_round(swarm: SmallSwarm, public: Peer, ann: Peer, bob: Peer) -> None:
+    """Two peers behind NAT take the front and train through it at once, until they have averaged with its help."""
     for peer in (ann, bob):
         swarm.hold(peer, FRONT)
     until(lambda: known(public) == {ann.id, bob.id}, "the public host knows both")
@@ -46,6 +42,15 @@ def test_two_peers_behind_nat_train_average_and_generate_and_a_third_catches_up(
         for done in training:
             done.result()
     until(lambda: agree(ann, bob, 1), "a round of both")
+
+
+def test_two_peers_behind_nat_train_average_and_generate_and_a_third_catches_up(make_swarm: MakeSwarm) -> None:
+    swarm = make_swarm(SETTINGS)
+    public = swarm.host("public", BACK)
+    ann, bob = (enter_behind_nat(swarm, name) for name in ("ann", "bob"))
+    with pytest.raises(BadConfig, match="say by --blocks"):
+        swarm.hold(ann, None)
+    train_a_round(swarm, public, ann, bob)
     assert not {ann.id, bob.id} & {*ann.node.traffic.by_peer, *bob.node.traffic.by_peer}, "each used its own blocks"
     assert ann.generate("a b", max_new_tokens=4) == bob.generate("a b", max_new_tokens=4)
     # Others cannot use these blocks, and are not sent there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from peers.membership import Role
 from swarm.errors import NotInvited
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.machines import Machine
-from tests.integration.swarm.small_swarm import BACK, FRONT, host_of, random_samples, until
-from tests.integration.swarm.test_behind_nat import agree, has_helped, known
+from tests.integration.swarm.small_swarm import BACK, FRONT, host_of, until
+from tests.integration.swarm.test_behind_nat import train_a_round
 from tests.integration.swarm.test_own_loops import SETTINGS, Loop, live_equals_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
@@ -28,17 +27,7 @@ def test_blocks_held_behind_nat_are_averaged_by_members_who_were_invited_as_host
     public = swarm.host("public", BACK)
     machines = [Machine(tmp_path / name, swarm) for name in ("ann", "bob")]
     ann, bob = (each.enter(each.root.name, each.invited(Role.HOST), client_mode=True) for each in machines)
-    for peer in (ann, bob):
-        swarm.hold(peer, FRONT)
-    until(lambda: known(public) == {ann.id, bob.id}, "the public host knows both")
-    with ThreadPoolExecutor(2) as pool:
-        training = [
-            pool.submit(peer.train, random_samples(32, seed=seed), steps=8) for seed, peer in enumerate((ann, bob))
-        ]
-        until(lambda: has_helped(public), "the public host has reduced what both have trained")
-        for done in training:
-            done.result()
-    until(lambda: agree(ann, bob, 1), "a round of both")
+    train_a_round(swarm, public, ann, bob)
     cem = Machine(tmp_path / "cem", swarm)
     trainer = cem.enter("cem", cem.invited(Role.TRAINER), client_mode=True)
     with pytest.raises(NotInvited, match=r"invited as a trainer, and only hosts hold blocks .* with --role host"):

@@ -131,13 +131,19 @@ def test_blocks_that_a_peer_behind_nat_holds_are_for_itself_alone() -> None:
     assert around.pool.asked == 0
 
 
-def test_a_host_that_refuses_what_it_has_left_is_not_failed_and_offers_nothing_until_it_says_so() -> None:
+def refused_by_one_that_moves() -> Around:
+    """The host that is known has other plans than its record in the directory says, and tells so when asked."""
     around = Around()
     around.announce(1060.0)
     assert around.refresh()
     around.directory.handed[b"moving"] = replace(peer_record(ANN, WHOLE, expires_at=1065.0), roles=())
     around.pool.record = b"moving"
     asyncio.run(around.router.refused(Hop(peer=ANN, span=WHOLE), "these blocks are not held here"))
+    return around
+
+
+def test_a_host_that_refuses_what_it_has_left_is_not_failed_and_offers_nothing_until_it_says_so() -> None:
+    around = refused_by_one_that_moves()
     assert around.router.health.is_usable(ANN), "its word is as good as before"
     assert not around.router.records
     assert around.refresh()
@@ -166,12 +172,7 @@ def test_who_cannot_be_asked_after_a_refusal_has_failed_once() -> None:
 
 
 def test_what_a_host_told_is_not_kept_where_the_directory_stays_with_another_record() -> None:
-    around = Around()
-    around.announce(1060.0)
-    assert around.refresh()
-    around.directory.handed[b"moving"] = replace(peer_record(ANN, WHOLE, expires_at=1065.0), roles=())
-    around.pool.record = b"moving"
-    asyncio.run(around.router.refused(Hop(peer=ANN, span=WHOLE), "these blocks are not held here"))
+    around = refused_by_one_that_moves()
     around.clock.now += 11.0
     assert around.refresh()
     assert [record.expires_at for record in around.router.records] == [1060.0]
