@@ -70,7 +70,7 @@ def test_a_member_and_a_host_train_one_adapter(make_swarm: MakeSwarm) -> None:
         assert live_equals_state(member), "the run's first values are in the model"
         for _ in range(2):
             loop.step(member)
-        until(lambda: set(units.counted().values()) == {units.counted()[next(iter(units.units))]}, "the steps count")
+        until(lambda: {counted.steps for counted in units.counted().values()} == {2}, "both steps count")
         counted = next(iter(units.counted().values()))
         assert (counted.samples, counted.tokens, counted.steps) == (2 * BATCH, 2 * BATCH * 11, 2)
         swarm.enter("trainer").train(random_samples(16), steps=2)
