@@ -11,8 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import swarm
 
 
-def train(base: Path, run: object) -> torch.nn.Module:
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16))
+def load(base: Path) -> torch.nn.Module:
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16))
+
+
+def train(model: torch.nn.Module, run: object) -> torch.nn.Module:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     with swarm.member(model, optimizer, run, host="127.0.0.1") as member:
         for step in range(32):
@@ -32,7 +35,8 @@ def main(directory: Path) -> list[torch.nn.Module]:
     config = LlamaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, initializer_range=0.15)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory / "llama")  # tiny; name your own instead
     run = swarm.init(directory / "counting", str(directory / "llama"), rounds={"round_samples": 2 * 8 * 16})
-    return list(ThreadPoolExecutor().map(train, [directory / "llama"] * 2, [run] * 2))  # two machines, really
+    models = [load(directory / "llama") for _ in "ab"]  # in turn: transformers loads one at a time in a process
+    return list(ThreadPoolExecutor().map(train, models, [run] * 2))  # two machines, really
 
 
 if __name__ == "__main__":

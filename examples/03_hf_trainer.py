@@ -11,12 +11,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArg
 import swarm
 
 
-def train(base: Path, run: object) -> Trainer:
+def make(base: Path) -> Trainer:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16))
     rows = [{"input_ids": ids, "labels": ids} for ids in ((torch.arange(24) + 5 * i) % 64 for i in range(128))]
     given = {"per_device_train_batch_size": 8, "eval_strategy": "epoch", "report_to": [], "save_strategy": "no"}
     arguments = TrainingArguments(base, learning_rate=1e-2, num_train_epochs=2, use_cpu=True, **given)
-    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:16])
+    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:16])
+
+
+def train(trainer: Trainer, run: object) -> Trainer:
     swarm.attach(trainer, run, host="127.0.0.1", ending=swarm.Ending(last_round=1))
     trainer.train()
     return trainer
@@ -26,8 +29,8 @@ def main(directory: Path) -> list[Trainer]:
     config = LlamaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, initializer_range=0.15)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory / "llama")  # tiny; name your own instead
     run = swarm.init(directory / "counting", str(directory / "llama"), rounds={"round_samples": 2 * 2 * 128})
-    with ThreadPoolExecutor() as pool:  # two machines, really
-        return list(pool.map(train, [directory / "llama"] * 2, [run] * 2))
+    trainers = [make(directory / "llama") for _ in "ab"]  # in turn: transformers loads one at a time in a process
+    return list(ThreadPoolExecutor().map(train, trainers, [run] * 2))  # two machines, really
 
 
 if __name__ == "__main__":
