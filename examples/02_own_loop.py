@@ -6,22 +6,18 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import swarm
 
 
-def load(base: Path) -> torch.nn.Module:
-    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16))
-
-
-def train(model: torch.nn.Module, run: object) -> torch.nn.Module:
+def train(base: PreTrainedModel, run: object) -> torch.nn.Module:
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     with swarm.member(model, optimizer, run, host="127.0.0.1") as member:
         for step in range(32):
             ids = (torch.randint(64, (8, 1)) + torch.arange(24)) % 64  # rows that count upwards
-            loss = model(input_ids=ids, labels=ids).loss
-            loss.backward()
+            (loss := model(input_ids=ids, labels=ids).loss).backward()
             optimizer.step()
             optimizer.zero_grad()
             member.step(samples=8, tokens=8 * 23, loss=loss.item())
@@ -35,7 +31,7 @@ def main(directory: Path) -> list[torch.nn.Module]:
     config = LlamaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, initializer_range=0.15)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory / "llama")  # tiny; name your own instead
     run = swarm.init(directory / "counting", str(directory / "llama"), rounds={"round_samples": 2 * 8 * 16})
-    models = [load(directory / "llama") for _ in "ab"]  # in turn: transformers loads one at a time in a process
+    models = [AutoModelForCausalLM.from_pretrained(directory / "llama") for _ in "ab"]  # in turn, never at once
     return list(ThreadPoolExecutor().map(train, models, [run] * 2))  # two machines, really
 
 

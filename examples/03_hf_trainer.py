@@ -29,12 +29,10 @@ def main(directory: Path) -> list[Trainer]:
     config = LlamaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, initializer_range=0.15)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory / "llama")  # tiny; name your own instead
     run = swarm.init(directory / "counting", str(directory / "llama"), rounds={"round_samples": 2 * 2 * 128})
-    trainers = [make(directory / "llama") for _ in "ab"]  # in turn: transformers loads one at a time in a process
+    trainers = [make(directory / "llama") for _ in "ab"]  # in turn, never at once
     return list(ThreadPoolExecutor().map(train, trainers, [run] * 2))  # two machines, really
 
 
 if __name__ == "__main__":
     for trainer in main(Path(tempfile.mkdtemp(prefix="hf-trainer-"))):
-        print(
-            "held-out losses", *(f"{log['eval_loss']:.2f}" for log in trainer.state.log_history if "eval_loss" in log)
-        )
+        print("losses", *(f"{log['eval_loss']:.2f}" for log in trainer.state.log_history if "eval_loss" in log))
