@@ -5,9 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := blocks peers averaging swarm
 
-# Workers of `make test`, for two cores: a test mostly waits for other processes, so that two workers leave half of the
-# machine idle. tests/spread.py says who does what.
-WORKERS ?= 3
+# Workers of `make test`: a test mostly waits for others or has one busy thread. tests/spread.py says who does what.
+WORKERS ?= 2
 
 # Tests start many small processes; more than one thread in each would only make them wait for each other.
 export OMP_NUM_THREADS ?= 1
