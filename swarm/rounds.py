@@ -119,8 +119,7 @@ class RoundKeeper:
 
     async def catch_up(self, *, is_start: bool = False, stale: Collection[UnitId] = ()) -> None:
         """Fetch the units of which others have a newer version, and stand at the newest round; see CatchUp."""
-        others = await self.company.look()
-        self._averager.forget(await self._catching_up.run(others, is_start=is_start, stale=stale))
+        self._averager.forget(await self._catching_up.run(await self.company.look(), is_start=is_start, stale=stale))
 
     async def _maybe_average(self, others: Sequence[ProgressRecord]) -> None:
         now = self._around.dht_time()

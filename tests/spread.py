@@ -1,6 +1,6 @@
 """How tests are spread over the workers of pytest-xdist: what shares a swarm stays together, and the longest go first.
 
-Used by `make test`, which runs three workers on two cores, as a test mostly waits for other processes. Without
+Used by `make test`, which runs two workers, as a test mostly waits for processes or has one busy thread. Without
 `--numprocesses` pytest does not come here.
 """
 
