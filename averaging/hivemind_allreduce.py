@@ -32,7 +32,7 @@ from averaging.hivemind_wire import Numbered, Senders, Wire
 from averaging.part_message import PartMessage
 from averaging.parts import ClassParts, Debts, Stretch, part_bytes, stretches
 from peers.network import PeerId
-from peers.send_limit import SendLimit
+from peers.streams.send_limit import SendLimit
 
 logger = logging.getLogger(__name__)
 

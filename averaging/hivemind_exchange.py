@@ -29,7 +29,7 @@ from averaging.registry import Registry
 from averaging.shuffle import Shuffle
 from peers.identity import verify
 from peers.network import PeerId
-from peers.send_limit import SendLimit
+from peers.streams.send_limit import SendLimit
 
 logger = logging.getLogger(__name__)
 

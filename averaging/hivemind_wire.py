@@ -17,7 +17,7 @@ from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_reducer import PartCodec, Piece
 from averaging.part_message import PartMessage
 from averaging.parts import Stretch
-from peers.send_limit import SendLimit
+from peers.streams.send_limit import SendLimit
 
 Numbered = tuple[PartMessage, Stretch]
 """A message, and which part of the class it must be."""

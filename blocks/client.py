@@ -19,8 +19,8 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from blocks.decoding.lookup import AdaptiveLookup
 from blocks.errors import BadSession, BlockError
-from blocks.lookup import AdaptiveLookup
 from blocks.skip import Skip, find_layers, returns_tuple
 
 IGNORED_LABEL = -100

@@ -18,9 +18,9 @@ from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache
 
 from blocks.adapters import LoraSettings
-from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
 from blocks.compute import SpanCompute
+from blocks.decoding.cache import SessionCaches
 from blocks.errors import BlockError
 from blocks.family_configs import VOCAB_SIZE, tiny_config
 from blocks.load import load_client, load_span

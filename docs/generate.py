@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-# What scripts hand to `swarm.join` and `Peer.hold`, beside the names of `import swarm`.
-_CONFIGS = {
-    "NetworkConfig": "peers/config.py",
-    "HostingConfig": "swarm/loading.py",
-    "RouteRules": "peers/routing.py",
-    "Sampling": "swarm/model.py",
-}
+_PACKAGES = ("blocks", "peers", "averaging", "swarm")
 _MADE = "This page is made from the code by `make docs`."
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -53,6 +47,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "settings.md": settings_page(),
         "python-reference.md": python_page(),
+        "source.md": source_page(),
         "architecture.md": (ROOT / "ARCHITECTURE.md").read_text("utf-8"),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text("utf-8"),
     }
@@ -171,16 +166,36 @@ def _toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def source_page() -> str:
+    """Every file of the packages, with the first line of what it says of itself."""
+    lines = ["# Source", "", f"{_MADE} A package imports only from those above it.", ""]
+    for package in _PACKAGES:
+        for folder in [ROOT / package, *sorted(path.parent for path in (ROOT / package).glob("*/__init__.py"))]:
+            head = _first_line(folder / "__init__.py")
+            lines += [
+                f"## {folder.relative_to(ROOT)}",
+                "",
+                _plain(head),
+                "",
+                "| file | what it does |",
+                "| --- | --- |",
+            ]
+            modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+            lines += [f"| `{path.name}` | {_cell(_plain(_first_line(path)))} |" for path in modules]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+
+
 def python_page() -> str:
-    """The names of `import swarm`, and the values that they take."""
+    """The names of `import swarm`."""
     homes = _literal(ROOT / "swarm" / "__init__.py", "_HOMES")
     lines = ["# Python reference", "", f"{_MADE} See [From Python](python.md) for where to begin.", ""]
     for name in sorted(homes, key=lambda name: (not name.islower(), name)):
         lines += _definition(f"swarm.{name}", name, ROOT / (homes[name].replace(".", "/") + ".py"))
-    lines += ["# Values that they take", ""]
-    for name, path in _CONFIGS.items():
-        module = path.removesuffix(".py").replace("/", ".")
-        lines += _definition(f"{module}.{name}", name, ROOT / path)
     return "\n".join(lines)
 
 

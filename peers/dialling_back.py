@@ -15,9 +15,9 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from peers.errors import NetworkFailed, Refused
-from peers.messages import AskDial, Dialled, RefusalCode
 from peers.network import PeerId
-from peers.values import TOKEN_BYTES
+from peers.streams.messages import AskDial, Dialled, RefusalCode
+from peers.streams.values import TOKEN_BYTES
 
 logger = logging.getLogger(__name__)
 

@@ -36,12 +36,12 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from peers.bulk_reader import BulkReader
 from peers.config import NetworkConfig
 from peers.errors import NOT_ADMITTED, NetworkFailed, NotAdmitted
-from peers.gate import Gate
 from peers.network import PeerId
+from peers.private.gate import Gate
 from peers.socket_directory import SocketDirectory
+from peers.streams.bulk_reader import BulkReader
 
 logger = logging.getLogger(__name__)
 

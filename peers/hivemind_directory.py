@@ -28,9 +28,9 @@ from peers.directory import (
     trainers_key,
 )
 from peers.errors import BadRecord
-from peers.gate import Gate
 from peers.identity import Identity
 from peers.network import PeerId
+from peers.private.gate import Gate
 from peers.records import (
     MAX_SEALED_BYTES,
     EvaluationRecord,

@@ -14,14 +14,14 @@ from typing import Any
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
 from peers.errors import BadMembership, NetworkFailed, NotAdmitted
-from peers.fields import to_body
-from peers.gate import MEMBER, Gate, MemberConfig, Shown
 from peers.hivemind_daemon import REFUSAL_SECONDS, Daemon, one_line, read_out
-from peers.membership import MAX_MEMBERSHIP_BYTES
-from peers.messages import Refusal, RefusalCode
 from peers.network import PeerId
-from peers.revocation import MAX_REVOKED_BYTES
-from peers.wire import Frame, write_frame
+from peers.private.gate import MEMBER, Gate, MemberConfig, Shown
+from peers.private.membership import MAX_MEMBERSHIP_BYTES
+from peers.private.revocation import MAX_REVOKED_BYTES
+from peers.streams.fields import to_body
+from peers.streams.messages import Refusal, RefusalCode
+from peers.streams.wire import Frame, write_frame
 
 logger = logging.getLogger(__name__)
 

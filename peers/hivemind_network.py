@@ -22,15 +22,15 @@ from hivemind.utils.timed_storage import get_dht_time
 from peers.address_book import load_addresses, save_addresses
 from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
-from peers.gate import Gate, MemberConfig
 from peers.hivemind_bootstrap import is_taken_elsewhere, join_swarm
 from peers.hivemind_daemon import Daemon, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
 from peers.hivemind_lan import group_protocol
 from peers.hivemind_members import Members, refuse
 from peers.identity import Identity, IdentityLock, hold, load_or_create
-from peers.membership import Role
 from peers.network import ByteStream, PeerId, StreamHandler
+from peers.private.gate import Gate, MemberConfig
+from peers.private.membership import Role
 from peers.records import SealCache
 
 logger = logging.getLogger(__name__)

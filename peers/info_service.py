@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from peers.answering import Handler
-from peers.calls import Answer, Question
 from peers.dialling_back import DialBack
 from peers.errors import BadMessage
-from peers.messages import AskDial, AskInfo, InfoReply
 from peers.network import PeerId
-from peers.traffic import KindTraffic, Traffic
+from peers.streams.answering import Handler
+from peers.streams.calls import Answer, Question
+from peers.streams.messages import AskDial, AskInfo, InfoReply
+from peers.streams.traffic import KindTraffic, Traffic
 
 
 class InfoService(Handler):

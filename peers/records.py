@@ -20,9 +20,9 @@ from blocks.errors import BadSpan
 from blocks.spans import MAX_BLOCKS, Span
 from peers.config import MAX_MULTIADDR_CHARS, MULTIADDR
 from peers.errors import BadMessage, BadRecord
-from peers.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, to_body, wired
 from peers.identity import Identity, peer_id_of, verify
 from peers.network import PeerId
+from peers.streams.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, to_body, wired
 
 MAX_SEALED_BYTES = 4096
 MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nobody could correct it

@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from blocks.spans import Span as Span
+    from peers.config import NetworkConfig as NetworkConfig
+    from peers.routes.routing import RouteRules as RouteRules
     from swarm.api import init as init
     from swarm.api import join as join
-    from swarm.hf_trainer import attach as attach
-    from swarm.lightning_callback import SwarmCallback as SwarmCallback
-    from swarm.own_loop import Ending as Ending
-    from swarm.own_loop import Member as Member
-    from swarm.own_loop import member as member
+    from swarm.hosts.loading import HostingConfig as HostingConfig
+    from swarm.model import Sampling as Sampling
+    from swarm.own_loops.hf_trainer import attach as attach
+    from swarm.own_loops.lightning_callback import SwarmCallback as SwarmCallback
+    from swarm.own_loops.member import Ending as Ending
+    from swarm.own_loops.member import Member as Member
+    from swarm.own_loops.member import member as member
     from swarm.peer import Peer as Peer
     from swarm.peer import PeerConfig as PeerConfig
 
@@ -18,13 +23,33 @@ _HOMES = {
     "join": "swarm.api",
     "Peer": "swarm.peer",
     "PeerConfig": "swarm.peer",
-    "member": "swarm.own_loop",
-    "Member": "swarm.own_loop",
-    "Ending": "swarm.own_loop",
-    "attach": "swarm.hf_trainer",
-    "SwarmCallback": "swarm.lightning_callback",
+    "member": "swarm.own_loops.member",
+    "Member": "swarm.own_loops.member",
+    "Ending": "swarm.own_loops.member",
+    "attach": "swarm.own_loops.hf_trainer",
+    "SwarmCallback": "swarm.own_loops.lightning_callback",
+    "HostingConfig": "swarm.hosts.loading",
+    "NetworkConfig": "peers.config",
+    "RouteRules": "peers.routes.routing",
+    "Sampling": "swarm.model",
+    "Span": "blocks.spans",
 }
-__all__ = ["Ending", "Member", "Peer", "PeerConfig", "SwarmCallback", "attach", "init", "join", "member"]
+__all__ = [
+    "Ending",
+    "HostingConfig",
+    "Member",
+    "NetworkConfig",
+    "Peer",
+    "PeerConfig",
+    "RouteRules",
+    "Sampling",
+    "Span",
+    "SwarmCallback",
+    "attach",
+    "init",
+    "join",
+    "member",
+]
 
 
 def __dir__() -> list[str]:

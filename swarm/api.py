@@ -69,7 +69,7 @@ def join(
     )
     peer = enter(target, config)
     if blocks is not None:
-        from swarm.loading import HostingConfig
+        from swarm.hosts.loading import HostingConfig
 
         try:
             hosting = HostingConfig(cache_dir=config.cache_dir, num_threads=config.num_threads, model=config.model)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from peers.dialling_back import DIAL_SECONDS
 from peers.errors import PeerLost, Refused
-from peers.messages import AskDial, Dialled, RefusalCode, StreamKind
 from peers.network import PeerId
-from peers.values import TOKEN_BYTES
+from peers.streams.messages import AskDial, Dialled, RefusalCode, StreamKind
+from peers.streams.values import TOKEN_BYTES
 
 if TYPE_CHECKING:
-    from peers.pool import Pool
+    from peers.streams.pool import Pool
 
 MOST_ASKED = 3
 _ANSWER_SECONDS = DIAL_SECONDS + 6.0

@@ -15,8 +15,8 @@ from blocks.spans import Span
 from peers.config import NetworkConfig
 from peers.errors import PeerError
 from peers.network import PeerId
-from peers.routing import RouteRules
-from swarm.data_rows import check_files
+from peers.routes.routing import RouteRules
+from swarm.data.rows import check_files
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import Join, RunDirectory, format_join, known_of, own_state, target_run_id
 from swarm.options import (
@@ -33,14 +33,14 @@ from swarm.options import (
 )
 from swarm.peer import Peer, PeerConfig
 from swarm.quick_start import import_hosting, settle
+from swarm.reports.status import COLUMNS, title
+from swarm.reports.trackers import tracked
+from swarm.reports.traffic import TRAFFIC_COLUMNS, size_words
 from swarm.state import states_of
-from swarm.status import COLUMNS, title
-from swarm.trackers import tracked
-from swarm.traffic import TRAFFIC_COLUMNS, size_words
-from swarm.training_view import TrainingView
+from swarm.training.view import TrainingView
 
 if TYPE_CHECKING:
-    from swarm.loading import HostingConfig
+    from swarm.hosts.loading import HostingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run_join(options: JoinOptions, screen: Screen) -> None:
     with Peer.enter(options.target, config) as peer, ExitStack() as stack:
         importing.join()  # two threads that import the same modules from different ends could meet half-way
         stack.enter_context(tracked(peer, options.track))
-        from swarm.loading import HostingConfig
+        from swarm.hosts.loading import HostingConfig
 
         logger.info("model code is imported")
         screen.now(f"loading blocks of {peer.node.spec.model.name}")
@@ -100,7 +100,7 @@ def _others_join(options: JoinOptions, peer: Peer) -> str:
 
 def run_invite(options: InviteOptions, screen: Screen) -> None:
     """One line that lets somebody into a private run."""
-    from swarm.inviting import invite, until_words
+    from swarm.private.inviting import invite, until_words
 
     invitation = invite(options.directory, options.peer, options.role, days=options.days)
     grant = invitation.grant
@@ -119,7 +119,7 @@ def run_invite(options: InviteOptions, screen: Screen) -> None:
 
 def run_revoke(options: RevokeOptions, screen: Screen) -> None:
     """Put somebody on the owner's list, and give the list to the swarm."""
-    from swarm.inviting import revoke
+    from swarm.private.inviting import revoke
 
     number, words = revoke(options.target, options.who)
     screen.say(f"{words}; the list of those revoked has number {number}")
@@ -299,7 +299,7 @@ def _export_left(options: ExportOptions, screen: Screen) -> None:
 
 
 def _export_best(options: ExportOptions, screen: Screen) -> None:
-    from swarm.best_adapter import export_best
+    from swarm.training.best_adapter import export_best
 
     run = target_run_id(options.target)
     states = [options.state] if options.state else states_of(options.state_root, run)
@@ -316,7 +316,7 @@ def _exported_line(number: int, options: ExportOptions) -> str:
 
 
 def _hosting(options: TrainOptions, device: str) -> HostingConfig:
-    from swarm.loading import HostingConfig
+    from swarm.hosts.loading import HostingConfig
 
     return HostingConfig(
         cache_dir=options.cache_dir,

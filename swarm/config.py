@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from averaging.recipe import CODECS, LOCALS, MERGINGS, OUTERS, ROBUST, WEIGHTINGS, Recipe
 from blocks.spans import MAX_BLOCKS
-from peers.wire_format import WireFormat
+from peers.streams.wire_format import WireFormat
 from swarm.errors import BadConfig
 
 T = TypeVar("T")

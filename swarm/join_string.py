@@ -16,8 +16,8 @@ from pathlib import Path
 import msgpack
 
 from swarm.config_file import CONFIG_NAME, load_config
-from swarm.credential import Credential, credential_from
 from swarm.errors import BadJoinString, NotInvited
+from swarm.private.credential import Credential, credential_from
 from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
 from swarm.state import OWN_STATE
 

@@ -19,16 +19,16 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from blocks.client import ClientModel, RemoteCall
+from blocks.decoding.sampling import Chooser
+from blocks.decoding.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
 from blocks.errors import BadSession
-from blocks.sampling import Chooser
 from blocks.spans import Span
-from blocks.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
-from peers.decode_chain import DecodeSession
-from peers.decode_legs import SessionConfig
-from peers.history import StepInput
-from peers.pool import Pool
-from peers.router import Router
-from peers.routing import Hop
+from peers.chains.decode_chain import DecodeSession
+from peers.chains.decode_legs import SessionConfig
+from peers.chains.history import StepInput
+from peers.routes.router import Router
+from peers.routes.routing import Hop
+from peers.streams.pool import Pool
 from swarm.interrupt import Interrupt
 
 _EXPECTED_TOKENS = 256  # of an answer: most end before, and those that go on grow where there is room

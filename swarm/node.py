@@ -15,37 +15,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blocks.spans import Span
-from peers.answering import CallServer, Handler
-from peers.calls import hello_maker
 from peers.config import NetworkConfig
 from peers.dialling_back import DialBack
 from peers.directory import Directory
 from peers.errors import BadRecord, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
-from peers.membership import Role
-from peers.messages import StreamKind
-from peers.own_router import OwnRouter
-from peers.pool import Pool
-from peers.role_guard import RoleGuard
-from peers.router import LiveRouter, Router, RouterConfig
-from peers.routing import EVERYBODY, RouteRules
-from peers.send_limit import SendLimit
-from peers.traffic import Traffic
+from peers.private.membership import Role
+from peers.private.role_guard import RoleGuard
+from peers.routes.own_router import OwnRouter
+from peers.routes.router import LiveRouter, Router, RouterConfig
+from peers.routes.routing import EVERYBODY, RouteRules
+from peers.streams.answering import CallServer, Handler
+from peers.streams.calls import hello_maker
+from peers.streams.messages import StreamKind
+from peers.streams.pool import Pool
+from peers.streams.send_limit import SendLimit
+from peers.streams.traffic import Traffic
 from swarm.config import RunSpec
-from swarm.entry import PrivateRun
 from swarm.errors import BadConfig, BadJoinString, NotInvited
-from swarm.metrics import MetricsLog, Value
+from swarm.private.entry import PrivateRun
+from swarm.private.revoking import RevocationWatch
 from swarm.reaching import start_reaching
-from swarm.revoking import RevocationWatch
+from swarm.reports.metrics import MetricsLog, Value
 from swarm.run import RunId, open_run, save_run
 
 if TYPE_CHECKING:
-    from swarm.holding import Holding
-    from swarm.hosting import Hosting
-    from swarm.lan import LanPresence
-    from swarm.loading import HostingConfig
-    from swarm.taking_part import OwnModel, TakingPart
+    from swarm.hosts.holding import Holding
+    from swarm.hosts.hosting import Hosting
+    from swarm.hosts.loading import HostingConfig
+    from swarm.lan.discovery import LanPresence
+    from swarm.own_loops.taking_part import OwnModel, TakingPart
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Node:
             NetworkFailed: p2pd ended before the swarm could be told.
         """
         # Imported here: a peer without a model needs neither transformers nor peft (120 MB).
-        from swarm.holding import Holding
+        from swarm.hosts.holding import Holding
 
         if self.hosting is not None:
             raise BadConfig(f"this peer holds blocks {self.hosting.host.span} already; start another peer for more")
@@ -171,7 +171,7 @@ class Node:
         Raises:
             BlockError, SwarmError, NetworkFailed: see start_taking_part.
         """
-        from swarm.taking_part import start_taking_part
+        from swarm.own_loops.taking_part import start_taking_part
 
         await _let_be_called(self, self.whole)
         self.taking_part = await start_taking_part(self, own)
@@ -306,7 +306,7 @@ async def _keep_known(node: Node, run_blob: bytes) -> None:
 
 
 async def _show_up(network: HivemindNetwork, config: NodeConfig, run_name: str) -> LanPresence | None:
-    from swarm.lan import show_up
+    from swarm.lan.discovery import show_up
 
     assert config.lan is not None
     return await show_up(network, config.lan, config.run, run_name)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blocks.spans import Span
-from peers.membership import Role
-from peers.wire_format import WireFormat
-from swarm.hours import Hours
+from peers.private.membership import Role
+from peers.streams.wire_format import WireFormat
+from swarm.hosts.hours import Hours
 from swarm.join_string import Join, RunDirectory
 
 if TYPE_CHECKING:

@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING, TypeVar
 from blocks.spans import Span
 from peers.address_book import save_addresses
 from peers.config import NetworkConfig
-from peers.membership import Role
 from peers.network import PeerId
+from peers.private.membership import Role
 from peers.records import MAX_NICKNAME_CHARS
-from peers.routing import EVERYBODY, RouteRules
-from peers.wire_format import WireFormat
-from swarm.entry import Search, find_entry
+from peers.routes.routing import EVERYBODY, RouteRules
+from peers.streams.wire_format import WireFormat
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
+from swarm.private.entry import Search, find_entry
+from swarm.reports.status import Status, look
 from swarm.run import RunId
 from swarm.state import StateDirectory, claim_state, lock_state
-from swarm.status import Status, look
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from blocks.shared_client import SharedClient
-    from swarm.data import SampleSet
-    from swarm.loading import HostingConfig
+    from swarm.data.stream import SampleSet
+    from swarm.hosts.loading import HostingConfig
     from swarm.model import SwarmModel
-    from swarm.train import Progress
-    from swarm.training import TrainingResult
+    from swarm.training.jobs import TrainingResult
+    from swarm.training.trainer import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Peer:
         Raises:
             BadData: a source or a row cannot be used; the message names it.
         """
-        from swarm.data import load_samples
+        from swarm.data.stream import load_samples
 
         sources = [data]
         if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
@@ -164,8 +164,8 @@ class Peer:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
             NotInvited: to this private run, but not as a trainer.
         """
-        from swarm.data import SampleSet
-        from swarm.training import TrainingRequest, train
+        from swarm.data.stream import SampleSet
+        from swarm.training.jobs import TrainingRequest, train
 
         samples = data if isinstance(data, SampleSet) else self.load(data)
         request = TrainingRequest(
@@ -177,7 +177,7 @@ class Peer:
         """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
         use each from one thread at a time. `tokenizer` is one to use instead of loading another.
         """
-        from swarm.training import build_model, client_ends
+        from swarm.training.jobs import build_model, client_ends
 
         if self._closed:
             raise RuntimeError("this peer has left its run; enter it again")
@@ -224,7 +224,7 @@ class Peer:
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
-        from swarm.training import wait_for_round
+        from swarm.training.jobs import wait_for_round
 
         return self.loop.run(wait_for_round(self.node, number, seconds=seconds))
 

@@ -22,7 +22,7 @@ def begin() -> None:
 def import_hosting() -> None:
     """Import what computes, in part (blocks.lean)."""
     import_models()
-    importlib.import_module("swarm.hosting")
+    importlib.import_module("swarm.hosts.hosting")
 
 
 def settle() -> None:

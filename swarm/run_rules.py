@@ -5,8 +5,8 @@ from __future__ import annotations
 from averaging.config import AveragingConfig
 from averaging.unit_round import Shapes, UnitRules
 from blocks.adapters import LoraSettings
-from blocks.local_rules import LocalRule
-from blocks.optimizer import OptimizerConfig
+from blocks.training.local_rules import LocalRule
+from blocks.training.optimizer import OptimizerConfig
 from swarm.config import RunSpec
 from swarm.errors import BadConfig
 

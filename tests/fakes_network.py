@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import torch
 
-from peers.calls import Answer
 from peers.errors import NetworkFailed, PeerLost
-from peers.messages import Message
 from peers.network import ByteStream, PeerId, StreamHandler
-from peers.wire_format import WireFormat
+from peers.streams.calls import Answer
+from peers.streams.messages import Message
+from peers.streams.wire_format import WireFormat
 
 
 class FakeSwarm:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from peers.gate import MemberConfig
-from peers.membership import Grant, Role, sign_grant
 from peers.network import PeerId
-from peers.revocation import Revocations
+from peers.private.gate import MemberConfig
+from peers.private.membership import Grant, Role, sign_grant
+from peers.private.revocation import Revocations
 from tests.fakes import RUN
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from blocks.cache import SessionCaches
-from blocks.decoding import BatchedDecoder
+from blocks.decoding.batched import BatchedDecoder
+from blocks.decoding.cache import SessionCaches
+from blocks.decoding.sessions import StepRequest
+from blocks.decoding.solo_cache import solo_cache
 from blocks.load import SpanModel, load_span
-from blocks.sessions import StepRequest
-from blocks.solo_cache import solo_cache
 from blocks.source import find_model
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority

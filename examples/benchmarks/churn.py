@@ -31,7 +31,7 @@ from parts.report import Bench, Values, run_parts
 from parts.swarms import CACHE, HALVES, MODEL
 from parts.tiny_model import BACK, FRONT, save_tiny_model
 
-from swarm.demo_data import pydoc_samples
+from swarm.data.demo_text import pydoc_samples
 from swarm.peer import Peer
 
 FAULT_SECONDS = 3.0

@@ -5,8 +5,8 @@ A simulation of 200 and of 1,000 hosts on a model of 60 blocks: speeds over a fa
 which the dead stay for 5 to 30 s, and while it loads (20 s and 2 s a block) it serves nothing. No bytes, no tokens;
 see parts/placement_swarm.py. Of several seeds, each number is that of the worst.
 
-`throughput_of_best_200`, `..._1000`: the mean over time of tokens/s (peers/throughput.py says of what) over the upper
-bound for the hosts that are there, those that are loading included; `least_of_best_...`: the least at any moment;
+`throughput_of_best_200`, `..._1000`: the mean over time of tokens/s (peers/placing/throughput.py says of what) over the
+upper bound for the hosts that are there, those that are loading included; `least_of_best_...`: the least at any moment;
 `even_of_best_...`: the mean if each host shared its time evenly among its blocks, which with most mixtures of hosts
 cannot be much above 0.9 in any placement. `moves_per_peer_hour_...`; `uncovered_seconds_...`: in which some block had
 no host. `given_up_...`: moves that were promised and not made, because records read anew said otherwise.

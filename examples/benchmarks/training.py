@@ -20,10 +20,10 @@ from parts.swarms import HALVES, Swarm, new_run
 from parts.texts import load_whole
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from swarm.data import SampleSet, pad_right
-from swarm.demo_data import pydoc_samples
+from swarm.data.demo_text import pydoc_samples
+from swarm.data.stream import SampleSet, pad_right
 from swarm.peer import Peer
-from swarm.train import Progress
+from swarm.training.trainer import Progress
 
 ROWS, LENGTH, RANK = 8, 128, 8
 TARGETS = ("q_proj", "v_proj")

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from blocks.adapters import LoraSettings, parameters_by_unit
-from blocks.cache import SessionCaches
 from blocks.client import ClientModel, RemoteCall
 from blocks.compute import SpanCompute, Stash
+from blocks.decoding.cache import SessionCaches
 from blocks.load import load_client, load_span, load_tokenizer
 from blocks.spans import Span
-from peers.compression import dequantize, quantize, quantized_bytes
-from peers.wire_format import WireFormat
-from swarm.data import split_microbatches
-from swarm.demo_data import pydoc_samples
+from peers.streams.compression import dequantize, quantize, quantized_bytes
+from peers.streams.wire_format import WireFormat
+from swarm.data.demo_text import pydoc_samples
+from swarm.data.stream import split_microbatches
 
 HALVES = (Span(0, 15), Span(15, 30))
 CPU = torch.device("cpu")

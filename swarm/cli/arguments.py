@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import click
 
-from peers.wire_format import WireFormat
+from peers.streams.wire_format import WireFormat
 from swarm.cli.paths import cache_dir, state_root
 from swarm.config import WIRE_FORMATS
 from swarm.join_string import Join, RunDirectory, check_address, resolve_join
-from swarm.trackers import TRACKERS
+from swarm.reports.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from blocks.quantize import Quantization
@@ -159,7 +159,7 @@ def peer_fields(given: PeerGiven) -> PeerFields:
     if join is not None and join.startswith(LAN_PREFIX):
         lan, join = join.removeprefix(LAN_PREFIX), None
     if given["peers_file"] is not None:
-        from swarm.lan import read_peers_file
+        from swarm.lan.discovery import read_peers_file
 
         peers += read_peers_file(given["peers_file"])
     target, near = _target(join, lan, peers, str(given.get("host", ANY_HOST)))
@@ -192,18 +192,18 @@ def _target(
         if join is None:
             raise click.UsageError("Missing argument 'JOIN', or --lan NAME to find the run on this network.")
         return resolve_join(join), ()
-    from swarm.lan_records import addresses_of, check_group
+    from swarm.lan.records import addresses_of, check_group
 
     check_group(lan)
     if join is None:
-        from swarm.lan import find_run
+        from swarm.lan.discovery import find_run
 
         click.echo(f"looking for '{lan}' on this network", err=True)
         return find_run(lan, peers, host=host), ()
     target = resolve_join(join)
     if not isinstance(target, Join):
         return target, ()  # it may be the first
-    from swarm.lan import search
+    from swarm.lan.discovery import search
 
     return target, addresses_of(search(lan, host=host), target.run_id)
 

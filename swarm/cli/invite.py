@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from peers.membership import Role
+from peers.private.membership import Role
 from swarm.cli.report import screen
 from swarm.options import InviteOptions
 

@@ -19,7 +19,7 @@ from swarm.cli.arguments import (
     track_option,
 )
 from swarm.cli.report import screen
-from swarm.hours import parse_hours
+from swarm.hosts.hours import parse_hours
 from swarm.options import JoinOptions
 from swarm.sizes import parse_bandwidth, parse_memory
 

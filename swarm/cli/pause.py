@@ -6,7 +6,7 @@ import click
 
 from swarm.cli.local_peers import TARGET_HELP, find_states, nobody_here
 from swarm.cli.report import screen
-from swarm.pause_file import is_hosting, say_pause
+from swarm.hosts.pause_file import is_hosting, say_pause
 
 
 @click.command(

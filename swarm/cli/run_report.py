@@ -36,7 +36,7 @@ def command(directory: Path, out: Path) -> None:
     machine whose state is in the usual place, as trainers' is. Needs matplotlib.
     """
     with screen("stopped; the report may be incomplete") as shown:
-        from swarm.run_report import write_report
+        from swarm.reports.run_report import write_report
 
         shown.now("drawing")
         page, *pictures = write_report(directory, out, _elsewhere(directory))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from starlette.responses import JSONResponse
 
-from blocks.sampling import Likely
+from blocks.decoding.sampling import Likely
 from swarm.gateway.catalog import Words
 from swarm.gateway.failures import ApiFailure
 from swarm.gateway.writing import Ended, Piece, ToldToken

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from blocks.speculation import PLAIN, Speculation
+from blocks.decoding.speculation import PLAIN, Speculation
 from swarm.gateway.failures import BUSY_SECONDS, ApiFailure
 from swarm.gateway.writing import Ended, Event, Failed, Piece, TextRequest, Writing
 from swarm.interrupt import Interrupted

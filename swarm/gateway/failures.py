@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blocks.errors import BlockError
 from peers.errors import NoRoute, PeerError, Refused
-from peers.messages import RefusalCode
+from peers.streams.messages import RefusalCode
 from swarm.errors import SwarmError
 from swarm.interrupt import Interrupted
 

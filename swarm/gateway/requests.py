@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from blocks.sampling import MAX_TOP_LOGPROBS
+from blocks.decoding.sampling import MAX_TOP_LOGPROBS
 
 MAX_MESSAGES = 1024
 MAX_PROMPTS = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from blocks.speculation import LOOKUP_TOKENS, PLAIN, Speculation
+from blocks.decoding.speculation import LOOKUP_TOKENS, PLAIN, Speculation
 from swarm.errors import SwarmError
 from swarm.gateway.app import make_app
 from swarm.gateway.askers import Askers

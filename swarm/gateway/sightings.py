@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from peers.network import PeerId
 from peers.records import PeerRecord
-from swarm.status import Status
+from swarm.reports.status import Status
 
 MAX_EVENTS = 60
 MAX_POINTS = 600

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from peers.errors import PeerError
 from swarm.gateway.sightings import Sightings
-from swarm.status import unserved
+from swarm.reports.status import unserved
 
 if TYPE_CHECKING:
     from swarm.peer import Peer

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from blocks.sampling import Choice
-from blocks.speculation import Speculation
+from blocks.decoding.sampling import Choice
+from blocks.decoding.speculation import Speculation
 from peers.network import PeerId
 from swarm.gateway.catalog import Served
 from swarm.gateway.pieces import TextPieces

@@ -11,8 +11,8 @@ import signal
 import sys
 from typing import Any
 
-from peers.calls import Answer
-from peers.pool import Pool
+from peers.streams.calls import Answer
+from peers.streams.pool import Pool
 from swarm.cli.main import main
 
 

@@ -10,11 +10,11 @@ import pytest
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.demo_data import pydoc_samples
+from swarm.data.demo_text import pydoc_samples
 from swarm.local import LOOPBACK, LocalHost, local_hosts
 from swarm.model import Sampling
 from swarm.peer import Peer, PeerConfig
-from swarm.train import Progress
+from swarm.training.trainer import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from parts.chaos_swarm import SPANS, ChaosSwarm, run_in
 from parts.tiny_model import WHOLE
 
 from peers.errors import NetworkFailed
-from peers.fields import to_body
-from peers.messages import StreamKind
 from peers.network import PeerId
 from peers.records import PeerRecord
-from peers.wire import Frame, write_frame
+from peers.streams.fields import to_body
+from peers.streams.messages import StreamKind
+from peers.streams.wire import Frame, write_frame
 from swarm.peer import Peer
 
 

@@ -14,7 +14,7 @@ from parts.faults import FaultKind, FaultPlan
 from parts.tiny_model import save_counting_rows
 
 from swarm.join_string import format_join
-from swarm.train import STATE_NAME
+from swarm.training.trainer import STATE_NAME
 
 logger = logging.getLogger(__name__)
 

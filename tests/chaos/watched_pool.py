@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from peers.calls import Answer
-from peers.messages import Message
 from peers.network import PeerId
-from peers.wire_format import WireFormat
+from peers.streams.calls import Answer
+from peers.streams.messages import Message
+from peers.streams.wire_format import WireFormat
 from swarm.peer import Peer
 
 Strike = Callable[[PeerId], None]

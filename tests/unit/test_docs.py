@@ -70,6 +70,17 @@ def test_the_python_reference_has_every_public_name() -> None:
     assert "### Peer.train\n\n```python\ntrain(\n" in page
 
 
+def test_the_source_page_names_every_file_with_what_it_does() -> None:
+    page = generate().source_page()
+    for package in ("blocks", "peers", "averaging", "swarm"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name == "__init__.py":
+                continue
+            section = page.split(f"\n## {path.parent.relative_to(ROOT)}\n")[1].split("\n## ")[0]
+            row = next(line for line in section.splitlines() if line.startswith(f"| `{path.name}` |"))
+            assert len(row.split(" | ")[-1].split()) > 3, row
+
+
 @pytest.mark.parametrize("name", all_commands())
 def test_examples_in_the_help_are_commands_that_parse(name: str) -> None:
     text = "\n".join(line for _, block in generate().examples(all_commands()[name]) for line in block)

@@ -22,12 +22,12 @@ from peers.config import NetworkConfig
 from peers.errors import PeerLost
 from peers.network import PeerId
 from peers.records import ProgressRecord
-from peers.unit_client import Fetching, fetch_unit
-from swarm.data import SampleSet
+from peers.units.client import Fetching, fetch_unit
+from swarm.data.stream import SampleSet
 from swarm.join_string import RunDirectory
 from swarm.local import LOOPBACK
 from swarm.peer import Peer, PeerConfig
-from swarm.train import Progress
+from swarm.training.trainer import Progress
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from parts.chaos_swarm import ChaosSwarm, Story
 from parts.faults import Fault, FaultKind, FaultPlan
 from parts.report import Bench, Values
 
-from swarm.data import SampleSet
+from swarm.data.stream import SampleSet
 from swarm.peer import Peer
 
 RESTART_SECONDS = 2.0  # after a kill

@@ -11,10 +11,10 @@ from parts.report import Bench, Values, median
 from parts.swarms import BLOCKS, HIDDEN, NO_LINK, Host, LinkRules, Swarm, new_run
 from parts.texts import Local, TokenClock, load_local, load_models, prompts, source
 
+from blocks.decoding.solo_cache import solo_cache
+from blocks.decoding.speculation import LOOKUP_TOKENS, Speculation
 from blocks.load import load_span
-from blocks.solo_cache import solo_cache
 from blocks.spans import Span
-from blocks.speculation import LOOKUP_TOKENS, Speculation
 from swarm.model import Sampling, SwarmModel
 from swarm.peer import Peer
 

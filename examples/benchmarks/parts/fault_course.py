@@ -16,7 +16,7 @@ from parts.tiny_model import counting_rows
 
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.loading import HostingConfig
+from swarm.hosts.loading import HostingConfig
 from swarm.local import LOOPBACK
 from swarm.peer import Peer, PeerConfig
 

@@ -24,12 +24,12 @@ from averaging.rounds import Applied
 from averaging.unit_round import UnitInput, UnitRules
 from averaging.unit_work import RoundWork
 from blocks.adapters import UnitTensors, parameters_by_unit
-from blocks.ledger import Counted
-from blocks.optimizer import OptimizerConfig
 from blocks.spans import UnitId
-from blocks.unit_steps import DueStep, UnitSteps
+from blocks.training.ledger import Counted
+from blocks.training.optimizer import OptimizerConfig
+from blocks.training.unit_steps import DueStep, UnitSteps
 from peers.network import PeerId
-from swarm.unit_book import RoundResult, UnitBook
+from swarm.units.book import RoundResult, UnitBook
 
 _NONE = Counted()
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from averaging.recipe import Recipe
 from blocks.adapters import UnitTensors
-from blocks.local_rules import LocalRule
-from blocks.optimizer import OptimizerConfig
 from blocks.spans import UnitId
-from swarm.unit_book import RoundResult
+from blocks.training.local_rules import LocalRule
+from blocks.training.optimizer import OptimizerConfig
+from swarm.units.book import RoundResult
 
 PEERS = 4
 Units = Mapping[UnitId, UnitTensors]

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from blocks.spans import Span
-from peers.moving import Move, MovingRules, next_move, still_right
 from peers.network import PeerId
-from peers.placement import pick_among
-from peers.standing import Standing
-from peers.throughput import best_throughput, even_levels, spans_of, throughput
+from peers.placing.moving import Move, MovingRules, next_move, still_right
+from peers.placing.placement import pick_among
+from peers.placing.standing import Standing
+from peers.placing.throughput import best_throughput, even_levels, spans_of, throughput
 
 _ELECTED_SECONDS = 30  # so long views of the same age are known to elect the same: it saves time
 View = tuple[Standing, ...]

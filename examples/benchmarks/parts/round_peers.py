@@ -136,7 +136,7 @@ class Crew:
         return row_of(found)
 
     def next(self, expected: int, begin_at: float) -> Play:
-        """A new round. How long its group waits for all is learnt, as in swarm/rounds.py."""
+        """A new round. How long its group waits for all is learnt, as in swarm/units/rounds.py."""
         self.number += 1
         return Play(number=self.number, begin_at=begin_at, window=self._arrivals.window(), expected=expected)
 

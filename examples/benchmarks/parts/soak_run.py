@@ -21,7 +21,7 @@ from parts.tiny_model import BACK, FRONT, save_counting_rows, save_tiny_model
 from peers.errors import PeerError
 from swarm.errors import SwarmError
 from swarm.join_string import format_join
-from swarm.train import STATE_NAME
+from swarm.training.trainer import STATE_NAME
 
 TRAINER_TURN = 12  # every so many faults the trainer is killed instead of a host being struck
 LASTING_SECONDS = (2.0, 8.0)

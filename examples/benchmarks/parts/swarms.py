@@ -11,7 +11,7 @@ from pathlib import Path
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from peers.network import PeerId
-from peers.routing import RouteRules
+from peers.routes.routing import RouteRules
 from swarm.api import init
 from swarm.local import LOOPBACK, HostProcess, LocalHost
 from swarm.peer import Peer, PeerConfig

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from blocks.loading import loading
 from blocks.source import ModelSource, find_model
-from swarm.demo_data import demo_text
+from swarm.data.demo_text import demo_text
 from swarm.model import Sampling, SwarmModel
 from swarm.peer import Peer
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from blocks.spans import Span
-from swarm.data import SampleSet
+from swarm.data.stream import SampleSet
 
 NUM_BLOCKS = 6
 FRONT, BACK, WHOLE = Span(0, 3), Span(3, 6), Span(0, 6)

@@ -16,7 +16,7 @@ from averaging.recipe import CODECS, Recipe
 from averaging.unit_round import UnitInput, UnitRules
 from blocks.spans import Span, UnitId, unit_of
 from peers.config import NetworkConfig
-from peers.send_limit import BURST_SECONDS, SendLimit
+from peers.streams.send_limit import BURST_SECONDS, SendLimit
 from tests.integration.averaging.round_nodes import CONFIG, Member, address_of, member, members
 from tests.link import LOOPBACK, Link, free_port
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
+from blocks.decoding.cache import SessionCaches
+from blocks.decoding.sessions import StepRequest
 from blocks.errors import UnsupportedModel
 from blocks.load import SpanModel, load_client, load_span, load_tokenizer
-from blocks.sessions import StepRequest
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from tests.conftest import SMOLLM2

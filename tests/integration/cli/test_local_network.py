@@ -14,8 +14,8 @@ import pytest
 
 from swarm.cli import arguments
 from swarm.join_string import Join, parse_join
-from swarm.lan import LanPresence, find_run, search
-from swarm.lan_records import BadLan, LanPeer
+from swarm.lan.discovery import LanPresence, find_run, search
+from swarm.lan.records import BadLan, LanPeer
 from swarm.run import RunId
 from tests.integration.cli.conftest import Home, Process, done, error_of, swarm
 from tests.integration.swarm.small_swarm import until

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from swarm.checkpoint import DIRECTORY, checkpoint_files
 from swarm.errors import BadCheckpoint
 from swarm.join_string import parse_join
-from swarm.unit_files import read_units
+from swarm.units.checkpoint import DIRECTORY, checkpoint_files
+from swarm.units.files import read_units
 from tests.integration.cli.conftest import SECONDS, Home
 from tests.integration.swarm.small_swarm import until
 from tests.namespaces import PUBLIC, Namespaces, why_not

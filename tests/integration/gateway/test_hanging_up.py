@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from openai import APIStatusError, AuthenticationError, OpenAI, RateLimitError
 
-from peers.answering import Handler
-from peers.calls import Answer, Question
-from peers.messages import Step, StreamKind
 from peers.network import PeerId
+from peers.streams.answering import Handler
+from peers.streams.calls import Answer, Question
+from peers.streams.messages import Step, StreamKind
 from swarm.gateway.desk import DeskLimits
 from swarm.gateway.keys import AskerLimits
 from swarm.gateway.serve import GatewayConfig

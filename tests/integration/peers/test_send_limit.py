@@ -8,13 +8,13 @@ import time
 import pytest
 import torch
 
-from peers.answering import CallServer
-from peers.calls import Answer, Question, hello_maker
-from peers.messages import AskInfo
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.send_limit import BURST_SECONDS, SendLimit
-from peers.traffic import Traffic
+from peers.streams.answering import CallServer
+from peers.streams.calls import Answer, Question, hello_maker
+from peers.streams.messages import AskInfo
+from peers.streams.pool import Pool
+from peers.streams.send_limit import BURST_SECONDS, SendLimit
+from peers.streams.traffic import Traffic
 from tests.fakes import RUN
 from tests.integration.peers.conftest import Start
 

@@ -14,15 +14,15 @@ import pytest
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
-from peers.answering import CallServer
-from peers.calls import Answer, Question, hello_maker
 from peers.errors import NetworkFailed
-from peers.fields import to_body
 from peers.hivemind_daemon import MAX_HIVEMIND_FRAME_BYTES
 from peers.hivemind_network import HivemindNetwork
 from peers.network import ByteStream, PeerId
-from peers.traffic import Traffic
-from peers.wire import Frame, read_frame, write_frame
+from peers.streams.answering import CallServer
+from peers.streams.calls import Answer, Question, hello_maker
+from peers.streams.fields import to_body
+from peers.streams.traffic import Traffic
+from peers.streams.wire import Frame, read_frame, write_frame
 from tests.fakes import RUN
 from tests.integration.peers.conftest import Start
 from tests.integration.peers.echo_peer import echo

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from peers.gate import MemberConfig
 from peers.hivemind_network import HivemindNetwork
 from peers.identity import load_or_create
-from peers.membership import Role
 from peers.network import PeerId
+from peers.private.gate import MemberConfig
+from peers.private.membership import Role
 from tests.fakes import RUN
 from tests.integration.peers.conftest import LOOPBACK
 from tests.private_runs import Owner

@@ -20,13 +20,13 @@ from hivemind.utils.timed_storage import get_dht_time
 from averaging.config import AveragingConfig
 from averaging.hivemind_exchange import HivemindExchange
 from averaging.hivemind_servicer import AveragingServicer
-from peers.calls import hello_maker
 from peers.errors import NOT_ADMITTED, NetworkFailed, StreamClosed
-from peers.fields import to_body
 from peers.hivemind_network import HivemindNetwork
-from peers.messages import Refusal, RefusalCode, StreamKind, parse_message
 from peers.network import ByteStream, PeerId
-from peers.wire import Frame, read_frame, write_frame
+from peers.streams.calls import hello_maker
+from peers.streams.fields import to_body
+from peers.streams.messages import Refusal, RefusalCode, StreamKind, parse_message
+from peers.streams.wire import Frame, read_frame, write_frame
 from tests.fakes import RUN
 
 KINDS = tuple(StreamKind)

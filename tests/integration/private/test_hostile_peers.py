@@ -15,9 +15,9 @@ from blocks.spans import Span
 from peers.errors import NOT_ADMITTED, NetworkFailed
 from peers.hivemind_network import HivemindNetwork
 from peers.identity import Identity, load_or_create
-from peers.membership import Role, let_in_by_bearer, let_in_by_member, sign_grant
 from peers.network import PeerId
-from peers.revocation import Revocations
+from peers.private.membership import Role, let_in_by_bearer, let_in_by_member, sign_grant
+from peers.private.revocation import Revocations
 from tests.fakes import RUN, peer_record
 from tests.integration.private.conftest import Start
 from tests.integration.private.hostile import (

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from peers.config import NetworkConfig
 from peers.identity import load_or_create
-from peers.membership import Role
 from peers.network import PeerId
-from swarm.inviting import invite
+from peers.private.membership import Role
 from swarm.join_string import Join, parse_join
 from swarm.peer import Peer, PeerConfig
+from swarm.private.inviting import invite
 from swarm.state import IDENTITY_NAME
 from tests.integration.swarm.small_swarm import SmallSwarm
 

@@ -15,8 +15,8 @@ from blocks.first_values import initial_tensor
 from blocks.source import ModelSource
 from blocks.spans import unit_of
 from swarm.config import RunSpec
-from swarm.data import DataStream, SampleSet, split_microbatches
-from swarm.training import TOKEN_BUDGET
+from swarm.data.stream import DataStream, SampleSet, split_microbatches
+from swarm.training.jobs import TOKEN_BUDGET
 
 TARGETS = ("q_proj", "v_proj")
 

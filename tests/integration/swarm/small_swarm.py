@@ -17,10 +17,10 @@ from parts.tiny_model import BACK, FRONT, NUM_BLOCKS, VOCAB_SIZE, WHOLE, save_ti
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from peers.config import NetworkConfig
-from swarm.data import SampleSet
-from swarm.host import Host
+from swarm.data.stream import SampleSet
+from swarm.hosts.host import Host
+from swarm.hosts.loading import HostingConfig
 from swarm.join_string import RunDirectory
-from swarm.loading import HostingConfig
 from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
 

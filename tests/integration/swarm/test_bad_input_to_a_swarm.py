@@ -13,8 +13,8 @@ from blocks.errors import BadSpan
 from blocks.spans import Span
 from peers.errors import NoRoute
 from swarm.errors import BadConfig, BadJoinString
+from swarm.hosts.loading import HostingConfig
 from swarm.join_string import RunDirectory, target_run_id
-from swarm.loading import HostingConfig
 from swarm.model import Sampling
 from swarm.peer import Peer
 from tests.errors_page import met

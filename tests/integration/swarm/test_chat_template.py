@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from swarm.data_rows import ChatRow
-from swarm.encoding import Tokenizer, encode_row
+from swarm.data.encoding import Tokenizer, encode_row
+from swarm.data.rows import ChatRow
 
 CHAT = ChatRow(
     where="here",

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from blocks.ledger import MicrobatchId, Piece
-from peers import routing
+from blocks.training.ledger import MicrobatchId, Piece
+from peers.routes import routing
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, NUM_BLOCKS, block_samples, host_of, kill, random_samples

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from blocks.spans import Span
+from swarm.hosts.loading import HostingConfig
 from swarm.join_string import RunDirectory
-from swarm.loading import HostingConfig
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import (

@@ -16,8 +16,8 @@ from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState
 from swarm.errors import BadCheckpoint
 from swarm.exporting import LeftBehind, export_left
+from swarm.hosts.loading import HostingConfig
 from swarm.join_string import RunDirectory, resolve_join
-from swarm.loading import HostingConfig
 from swarm.peer import Peer
 from tests.errors_page import met
 from tests.integration.swarm.conftest import MakeSwarm

@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from blocks.open_work import TrainingLimits
+from blocks.training.open_work import TrainingLimits
 from swarm.errors import BadConfig
-from swarm.hours import parse_hours
-from swarm.loading import HostingConfig
-from swarm.memory import taken_bytes
-from swarm.status import title
+from swarm.hosts.hours import parse_hours
+from swarm.hosts.loading import HostingConfig
+from swarm.hosts.memory import taken_bytes
+from swarm.reports.status import title
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, CACHE_BYTES, FRONT, SmallSwarm, host_of, until
 
@@ -79,7 +79,7 @@ def test_a_host_that_moves_has_the_memory_of_what_it_held_for_what_it_takes(
     peer = swarm.enter("ann")
     allowed = taken_bytes() + 200 * MB
     peer.hold(FRONT, hosting(swarm, max_memory_bytes=allowed))
-    monkeypatch.setattr("swarm.holding.taken_bytes", lambda: allowed)  # as if the span were still there
+    monkeypatch.setattr("swarm.hosts.holding.taken_bytes", lambda: allowed)  # as if the span were still there
     holding = peer.node._holding
     assert holding is not None
     assert peer.loop.run(holding.move(BACK))

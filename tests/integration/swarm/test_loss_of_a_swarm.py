@@ -7,7 +7,7 @@ from pathlib import Path
 from blocks.adapters import read_units
 from blocks.load import load_tokenizer
 from blocks.spans import Span, parse_unit
-from swarm.demo_data import pydoc_samples
+from swarm.data.demo_text import pydoc_samples
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.reference_run import ReferenceRun, greatest_difference, run_reference

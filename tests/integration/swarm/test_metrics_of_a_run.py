@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from swarm.best_adapter import BEST, read_best
 from swarm.cli.main import main
-from swarm.metrics import read_metrics
-from swarm.run_report import find_metrics
+from swarm.reports.metrics import read_metrics
+from swarm.reports.run_report import find_metrics
+from swarm.training.best_adapter import BEST, read_best
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, host_of, random_samples, until
 

@@ -17,7 +17,7 @@ from blocks.adapters import read_parameters
 from blocks.errors import BadAdapter
 from peers.records import PeerRecord
 from swarm.errors import BadConfig
-from swarm.own_loop import Member, enter
+from swarm.own_loops.member import Member, enter
 from tests.errors_page import met
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import WHOLE, SmallSwarm, host_of, kill, random_samples, until

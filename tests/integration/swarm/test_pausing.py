@@ -11,10 +11,10 @@ from threading import Event
 
 import pytest
 
-from peers.routing import RouteRules
-from swarm.pause_file import is_hosting, say_pause, say_resume
+from peers.routes.routing import RouteRules
+from swarm.hosts.pause_file import is_hosting, say_pause, say_resume
 from swarm.peer import Peer
-from swarm.train import Progress
+from swarm.training.trainer import Progress
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, WHOLE, host_of, random_samples, until
 

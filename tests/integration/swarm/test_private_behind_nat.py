@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import swarm as api
-from peers.membership import Role
+from peers.private.membership import Role
 from swarm.errors import NotInvited
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.machines import Machine

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from peers.errors import BadMembership, NetworkFailed
-from peers.gate import Gate
-from peers.membership import Role
+from peers.private.gate import Gate
+from peers.private.membership import Role
 from swarm.errors import NotInvited
-from swarm.inviting import revoke
 from swarm.join_string import resolve_join
 from swarm.peer import Peer
-from swarm.revoking import REVOKED_NAME
-from swarm.train import Progress
+from swarm.private.inviting import revoke
+from swarm.private.revoking import REVOKED_NAME
+from swarm.training.trainer import Progress
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.machines import Machine
 from tests.integration.swarm.small_swarm import (

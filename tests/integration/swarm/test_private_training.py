@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from blocks.spans import Span
-from peers.routing import RouteRules
+from peers.routes.routing import RouteRules
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, block_samples, host_of, random_samples, until
 

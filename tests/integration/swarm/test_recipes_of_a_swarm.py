@@ -8,7 +8,7 @@ import torch
 from blocks.adapters import parameters_by_unit, read_units
 from peers.errors import PeerError
 from swarm.errors import BadConfig
-from swarm.loading import HostingConfig
+from swarm.hosts.loading import HostingConfig
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, CACHE_BYTES, FRONT, WHOLE, host_of
 from tests.integration.swarm.test_rounds_of_a_swarm import SETTINGS, agree, digests, train_one_round, two_rounds

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from blocks.adapters import read_units
-from swarm.host import Host
+from swarm.hosts.host import Host
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, SmallSwarm, host_of, random_samples, until

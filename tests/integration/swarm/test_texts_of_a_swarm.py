@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from blocks.decoding.speculation import PLAIN, Speculation
 from blocks.spans import Span
-from blocks.speculation import PLAIN, Speculation
 from swarm.model import Sampling, SwarmModel
 from swarm.peer import Peer
 from tests.integration.swarm.conftest import MakeSwarm

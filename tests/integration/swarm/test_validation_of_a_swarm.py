@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from swarm.best_adapter import BEST, read_best
-from swarm.data import SampleSet
-from swarm.evaluation_sums import Evaluation, Scores
-from swarm.metrics import read_metrics
+from swarm.data.stream import SampleSet
 from swarm.peer import Peer
-from swarm.training import TrainingResult
+from swarm.reports.metrics import read_metrics
+from swarm.training.best_adapter import BEST, read_best
+from swarm.training.evaluation_sums import Evaluation, Scores
+from swarm.training.jobs import TrainingResult
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, FRONT, WHOLE, random_samples
 

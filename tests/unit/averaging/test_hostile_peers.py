@@ -16,9 +16,9 @@ from averaging.exchange import Brought, Call, Version
 from averaging.merging import UnitView
 from averaging.recipe import Recipe
 from averaging.unit_round import UnitInput
-from blocks.optimizer import OptimizerConfig
 from blocks.spans import unit_of
-from blocks.unit_steps import DueStep, UnitSteps
+from blocks.training.optimizer import OptimizerConfig
+from blocks.training.unit_steps import DueStep, UnitSteps
 from peers.network import PeerId
 from tests.fakes_parts import Change, PartExchange, Table
 

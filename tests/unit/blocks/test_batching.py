@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blocks.batching import BatchLimits, Pick, Turn, Waiting, choose, seconds_to_gather
+from blocks.decoding.batching import BatchLimits, Pick, Turn, Waiting, choose, seconds_to_gather
 
 LIMITS = BatchLimits(decode_tokens=4, decode_rows=6, chunk_tokens=32, idle_chunk_tokens=64, spare_tokens=0)
 

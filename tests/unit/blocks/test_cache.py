@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blocks.adapters import LoraSettings, add_version, attach, read_units
-from blocks.cache import SessionCaches
+from blocks.decoding.cache import SessionCaches
 from blocks.errors import BadAdapter, BadSession, BadSpan, CacheFull
 from blocks.load import SpanModel
 from blocks.spans import Span

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from blocks.cache import SessionCaches
 from blocks.client import RemoteCall
+from blocks.decoding.cache import SessionCaches
 from blocks.errors import BadSession, BlockError
 from tests.unit.blocks.conftest import Cluster, make_cluster
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.batching import BatchLimits
-from blocks.cache import SessionCaches
-from blocks.decoding import BatchedDecoder
+from blocks.decoding.batched import BatchedDecoder
+from blocks.decoding.batching import BatchLimits
+from blocks.decoding.cache import SessionCaches
+from blocks.decoding.sessions import StepRequest
 from blocks.errors import BadSession, Busy
 from blocks.load import SpanModel
-from blocks.sessions import StepRequest
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from blocks.adapters import LoraSettings, UnitTensors, read_units, write_units
-from blocks.cache import SessionCaches
 from blocks.compute import SpanCompute
+from blocks.decoding.cache import SessionCaches
 from blocks.export import export_adapter
 from blocks.skip import find_layers
 from blocks.spans import UnitId

@@ -27,7 +27,7 @@ with torch.device("meta"):
 torch.Generator().manual_seed(1)
 told["after a model"] = [name for name in left_out if name in sys.modules]
 
-from blocks.optimizer import OptimizerConfig, UnitOptimizer
+from blocks.training.optimizer import OptimizerConfig, UnitOptimizer
 steps = UnitOptimizer({"a": torch.nn.Parameter(torch.ones(2))}, OptimizerConfig())
 steps.step({"a": torch.ones(2)}, samples=0)
 told["after a step"] = [name for name in left_out if name in sys.modules]

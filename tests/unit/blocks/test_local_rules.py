@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.local_rules import LocalRule, UnitTerms
-from blocks.optimizer import OptimizerConfig, UnitOptimizer
 from blocks.spans import UnitId
-from blocks.unit_steps import DueStep, UnitSteps
+from blocks.training.local_rules import LocalRule, UnitTerms
+from blocks.training.optimizer import OptimizerConfig, UnitOptimizer
+from blocks.training.unit_steps import DueStep, UnitSteps
 
 UNIT, OTHER = UnitId("x/block.0"), UnitId("x/block.1")
 A, B = "m.lora_A", "m.lora_B"

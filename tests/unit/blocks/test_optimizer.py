@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from blocks.errors import BadAdapter
-from blocks.optimizer import OptimizerConfig, UnitOptimizer, learning_rate
 from blocks.spans import UnitId
-from blocks.unit_steps import DueStep, UnitSteps
+from blocks.training.optimizer import OptimizerConfig, UnitOptimizer, learning_rate
+from blocks.training.unit_steps import DueStep, UnitSteps
 
 SHAPES = {"a.A": (4, 3), "a.B": (5, 4)}
 

@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from blocks.adapters import LoraSettings, add_version, read_units, unit_shapes, write_units
 from blocks.compute import SpanCompute
+from blocks.decoding.row_versions import use_row_versions
 from blocks.errors import UnsupportedModel
 from blocks.load import SpanModel, load_span
 from blocks.quantize import QuantizedConv1D, QuantizedLinear
-from blocks.row_versions import use_row_versions
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from tests.unit.blocks.conftest import CPU, save_tiny

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blocks.sampling import Chooser
+from blocks.decoding.sampling import Chooser
 
 SCORES = torch.tensor([[1.0, 2.0, 0.5, -1.0, 3.0, float("-inf")]])
 

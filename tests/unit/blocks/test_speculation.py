@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from blocks.decoding.lookup import AdaptiveLookup
+from blocks.decoding.speculation import PLAIN, Speculation, load_draft
 from blocks.errors import BadSpeculation
-from blocks.lookup import AdaptiveLookup
-from blocks.speculation import PLAIN, Speculation, load_draft
 from tests.errors_page import met
 from tests.families import FAMILIES
 from tests.unit.blocks.conftest import Cluster, make_cluster, save_tiny

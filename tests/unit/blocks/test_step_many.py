@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from blocks.adapters import LoraSettings, add_version, attach, read_units, use_version
-from blocks.cache import SessionCaches
+from blocks.decoding.cache import SessionCaches
+from blocks.decoding.passes import why_not_together
+from blocks.decoding.sessions import StepRequest
+from blocks.decoding.solo_cache import solo_cache
 from blocks.errors import BadSession, CacheFull
 from blocks.load import SpanModel, load_span
-from blocks.passes import why_not_together
-from blocks.sessions import StepRequest
-from blocks.solo_cache import solo_cache
 from blocks.source import ModelSource, find_model
 from blocks.spans import Span
 from tests.families import FAMILIES
@@ -295,7 +295,7 @@ def test_what_sessions_hold_stays_under_the_budget_while_they_come_and_go(llama:
 
 
 def test_a_family_that_cannot_share_passes_is_computed_alone(llama: SpanModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.cache.why_not_together", lambda model, shapes: "this is a test")
+    monkeypatch.setattr("blocks.decoding.cache.why_not_together", lambda model, shapes: "this is a test")
     caches = open_three(llama)
     text = inputs(1, 9)
     requests = [
@@ -312,10 +312,10 @@ def test_a_family_that_cannot_share_passes_is_computed_alone(llama: SpanModel, m
 def test_a_family_whose_masks_go_wrong_is_found_out(
     llama: SpanModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from blocks.solo_cache import measure_layers
+    from blocks.decoding.solo_cache import measure_layers
 
     _, shapes = measure_layers(llama)
     assert why_not_together(llama, shapes) is None
     assert "other things" in str(why_not_together(llama, None))
-    monkeypatch.setattr("blocks.slot_view.SlotView.get_query_offset", lambda self, layer_idx=0: 0)
+    monkeypatch.setattr("blocks.decoding.slot_view.SlotView.get_query_offset", lambda self, layer_idx=0: 0)
     assert "off by" in str(why_not_together(llama, shapes))

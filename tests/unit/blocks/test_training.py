@@ -10,7 +10,7 @@ import torch
 from blocks.errors import BadGradient, BadSession, Busy
 from blocks.source import ModelSource
 from blocks.spans import Span
-from blocks.training import Microbatch
+from blocks.training.span_trainer import Microbatch
 from blocks.worker import ComputeThread, Priority
 from tests.errors_page import met
 from tests.unit.blocks.trainers import (

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from blocks.adapters import LoraSettings, attach, parameters_by_unit
 from blocks.compute import SpanCompute
-from blocks.ledger import Ledger, MicrobatchId
 from blocks.load import load_span
-from blocks.open_work import TrainingLimits
-from blocks.optimizer import OptimizerConfig
 from blocks.source import ModelSource
 from blocks.spans import Span
-from blocks.training import Microbatch, SpanTrainer
+from blocks.training.ledger import Ledger, MicrobatchId
+from blocks.training.open_work import TrainingLimits
+from blocks.training.optimizer import OptimizerConfig
+from blocks.training.span_trainer import Microbatch, SpanTrainer
 from blocks.worker import ComputeThread
 
 HELD = Span(2, 4)

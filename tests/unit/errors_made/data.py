@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
-from swarm.data import load_samples
-from swarm.trainer_state import load_state
+from swarm.data.stream import load_samples
+from swarm.training.state import load_state
 from tests.unit.errors_made.entering import file_in
 from tests.unit.swarm.test_data import LetterTokenizer
 

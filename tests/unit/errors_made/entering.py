@@ -16,25 +16,25 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peers.config import NetworkConfig
-from peers.gate import Gate, Shown
 from peers.hivemind_members import Members
 from peers.identity import hold, load_or_create
-from peers.membership import Role, open_membership
 from peers.network import PeerId
+from peers.private.gate import Gate, Shown
+from peers.private.membership import Role, open_membership
 from swarm import node
 from swarm.config import ModelSettings, RoundSettings, RunSpec, SecuritySettings, TrainingSettings
 from swarm.config_file import config_text, load_config
-from swarm.credential import OwnedRun, credential_from
-from swarm.entry import Search, find_entry
-from swarm.inviting import invite, revoke
 from swarm.join_string import Join, check_address, format_invitation, format_join, known_of, parse_join, resolve_join
-from swarm.lan import read_peers_file, search
-from swarm.lan_records import LanPeer, check_group, choose_join
+from swarm.lan.discovery import read_peers_file, search
+from swarm.lan.records import LanPeer, check_group, choose_join
 from swarm.new_run import create_run
 from swarm.peer import Peer, PeerConfig
+from swarm.private.credential import OwnedRun, credential_from
+from swarm.private.entry import Search, find_entry
+from swarm.private.inviting import invite, revoke
 from swarm.run import RunId, load_owner_key, open_run, save_run
 from swarm.state import lock_state
-from swarm.training import train
+from swarm.training.jobs import train
 from tests.fakes import FakeDirectory
 from tests.private_runs import Owner
 

@@ -14,9 +14,9 @@ from blocks.load import load_span
 from blocks.spans import Span, parse_span
 from swarm.cli import pause
 from swarm.devices import pick_device
-from swarm.hours import parse_hours
-from swarm.memory import Allowance
-from swarm.pause_file import say_pause
+from swarm.hosts.hours import parse_hours
+from swarm.hosts.memory import Allowance
+from swarm.hosts.pause_file import say_pause
 from swarm.reaching import start_reaching
 from swarm.run_rules import lora_settings
 from swarm.sizes import parse_memory

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from peers.messages import parse_message
 from peers.records import check_life
-from peers.send_limit import SendLimit
-from peers.wire import read_frame
+from peers.streams.messages import parse_message
+from peers.streams.send_limit import SendLimit
+from peers.streams.wire import read_frame
 
 
 async def stream_ended() -> None:

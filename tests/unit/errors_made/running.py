@@ -13,22 +13,22 @@ import torch
 from averaging import signing
 from averaging.robust import Segment, combine
 from blocks.spans import Span
-from peers.calls import Question
 from peers.identity import verify
-from peers.messages import OpenLane
 from peers.network import PeerId
-from peers.routing import HostView, pick_fast
-from peers.send_limit import SendLimit
-from peers.work_gate import WorkGate
-from swarm import checkpoint
-from swarm.best_adapter import export_best
-from swarm.checkpoint import checkpoint_files, save_checkpoint
+from peers.routes.routing import HostView, pick_fast
+from peers.streams.calls import Question
+from peers.streams.messages import OpenLane
+from peers.streams.send_limit import SendLimit
+from peers.streams.work_gate import WorkGate
+from swarm.hosts.pausing import Withdrawal
 from swarm.interrupt import Interrupt
 from swarm.join_string import parse_join
-from swarm.left_states import find_left, left_settings
 from swarm.model import RemoteBlocks
-from swarm.pausing import Withdrawal
-from swarm.unit_files import Checkpoint, write_units
+from swarm.training.best_adapter import export_best
+from swarm.units import checkpoint
+from swarm.units.checkpoint import checkpoint_files, save_checkpoint
+from swarm.units.files import Checkpoint, write_units
+from swarm.units.left_states import find_left, left_settings
 from tests.unit.errors_made.entering import LINE, RUN, file_in
 from tests.unit.swarm.test_kept import UNIT, unit_state
 from tests.unit.swarm.test_stepping_back import SHORT, Parts

@@ -15,10 +15,10 @@ from swarm.commands import run_serve
 from swarm.gateway.host_names import LOCAL_NAMES, check_names
 from swarm.gateway.keys import NO_LIMITS, read_keys
 from swarm.gateway.serve import listen
-from swarm.hf_trainer import attach
-from swarm.own_loop import enter
-from swarm.run_report import find_metrics
-from swarm.trackers import make_tracker
+from swarm.own_loops.hf_trainer import attach
+from swarm.own_loops.member import enter
+from swarm.reports.run_report import find_metrics
+from swarm.reports.trackers import make_tracker
 from tests.unit.errors_made.entering import LINE, file_in
 
 TWINS = "".join(f"[{name}]\nkey = '{'k' * 32}'\n" for name in ("ann", "bob"))

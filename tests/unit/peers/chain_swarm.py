@@ -10,23 +10,23 @@ from dataclasses import dataclass
 import torch
 
 from blocks.adapters import LoraSettings, add_version, attach, drop_version, read_units
-from blocks.cache import SessionCaches
+from blocks.decoding.cache import SessionCaches
 from blocks.load import load_span
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.source import ModelSource
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
-from peers.answering import CallServer
-from peers.calls import hello_maker
-from peers.decode_service import DecodeParts, DecodeService
-from peers.edge import Edge
+from peers.chains.decode_service import DecodeParts, DecodeService
+from peers.chains.edge import Edge
 from peers.errors import NoRoute
 from peers.info_service import InfoService
 from peers.network import PeerId
-from peers.paces import Paces
-from peers.pool import Pool
-from peers.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast
-from peers.traffic import Traffic
+from peers.routes.paces import Paces
+from peers.routes.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast
+from peers.streams.answering import CallServer
+from peers.streams.calls import hello_maker
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
 from tests.fakes_network import FakeSwarm, fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1")

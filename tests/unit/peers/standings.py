@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from blocks.spans import Span
-from peers.moving import Move
 from peers.network import PeerId
-from peers.standing import Standing
+from peers.placing.moving import Move
+from peers.placing.standing import Standing
 
 
 def host(name: str, span: Span, rate: float = 1.0, capacity: int | None = None, **others: object) -> Standing:

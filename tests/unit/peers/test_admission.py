@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.errors import CacheFull
-from peers.admission import AdmissionLimits, Applicant, Cache, Held, gives_way, next_in, why_not_more
-from peers.admission_queue import Admission
+from peers.chains.admission import AdmissionLimits, Applicant, Cache, Held, gives_way, next_in, why_not_more
+from peers.chains.admission_queue import Admission
 
 LIMITS = AdmissionLimits(waiting=6, waiting_of_client=4, sessions_of_client=3, client_share=0.75, wait_seconds=60.0)
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvloop
 
-from peers.bulk_reader import BulkReader
 from peers.errors import BadMessage
+from peers.streams.bulk_reader import BulkReader
 
 MOST = 1 << 20
 SIZES = (1, 8, 9, 4096, 4097, 65_536, 65_537, 300_000, 0, MOST)

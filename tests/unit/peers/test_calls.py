@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.errors import BadSession
-from peers import answering, calls
-from peers.answering import CallServer
-from peers.calls import Answer, Caller, Question, dial, hello_maker
 from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
-from peers.fields import to_body
-from peers.messages import PROTOCOL_MAX, PROTOCOL_MIN, AskInfo, CloseSession, Hello, RefusalCode
 from peers.network import ByteStream, PeerId
-from peers.pool import Pool
-from peers.traffic import Traffic
-from peers.wire import Frame, read_frame, write_frame
+from peers.streams import answering, calls
+from peers.streams.answering import CallServer
+from peers.streams.calls import Answer, Caller, Question, dial, hello_maker
+from peers.streams.fields import to_body
+from peers.streams.messages import PROTOCOL_MAX, PROTOCOL_MIN, AskInfo, CloseSession, Hello, RefusalCode
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.streams.wire import Frame, read_frame, write_frame
 from tests.errors_page import met
 from tests.fakes_network import FakeSwarm, fake_swarm
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers.compression import BLOCK, MAX_MAGNITUDE, Quantized, dequantize, from_bytes, quantize, quantized_bytes
 from peers.errors import BadMessage
+from peers.streams.compression import BLOCK, MAX_MAGNITUDE, Quantized, dequantize, from_bytes, quantize, quantized_bytes
 
 
 def largest_error_allowed(row: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,14 @@ import torch
 
 from blocks.source import ModelSource
 from blocks.spans import Span
-from peers import decode_chain, hosted_steps
-from peers.decode_chain import DecodeSession
-from peers.decode_legs import SessionConfig
+from peers.chains import decode_chain, hosted_steps
+from peers.chains.decode_chain import DecodeSession
+from peers.chains.decode_legs import SessionConfig
+from peers.chains.history import StepInput
 from peers.errors import NoRoute, Refused
-from peers.history import StepInput
 from peers.network import PeerId
-from peers.routing import HostView
-from peers.wire_format import WireFormat
+from peers.routes.routing import HostView
+from peers.streams.wire_format import WireFormat
 from tests.unit.peers.chain_swarm import ChainSwarm, KnownRouter, chain_swarm
 
 WHOLE = Span(0, 6)

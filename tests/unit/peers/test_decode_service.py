@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from blocks.adapters import LoraSettings, add_version, attach, drop_version, read_units, versions
-from blocks.cache import SessionCaches
+from blocks.decoding.cache import SessionCaches
 from blocks.errors import BadSession, CacheFull
 from blocks.load import SpanModel, load_span
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.source import ModelSource
 from blocks.spans import Span
 from blocks.worker import ComputeThread, Priority
-from peers.calls import Answer, Question
-from peers.decode_service import DecodeParts, DecodeService
-from peers.edge import Edge
+from peers.chains.decode_service import DecodeParts, DecodeService
+from peers.chains.edge import Edge
 from peers.errors import BadMessage, Refused
-from peers.messages import (
+from peers.network import PeerId
+from peers.streams.calls import Answer, Question
+from peers.streams.messages import (
     CloseSession,
     Collect,
     Link,
@@ -34,8 +35,7 @@ from peers.messages import (
     Resume,
     Step,
 )
-from peers.network import PeerId
-from peers.values import Place
+from peers.streams.values import Place
 from tests.fakes_network import Nobody
 
 HELD = Span(2, 4)

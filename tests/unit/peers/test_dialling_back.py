@@ -10,8 +10,8 @@ import pytest
 
 from peers.dialling_back import AGAIN_SECONDS, DialBack, ip_of
 from peers.errors import BadMessage, NetworkFailed, Refused
-from peers.messages import AskDial, Dialled, parse_message
 from peers.network import PeerId
+from peers.streams.messages import AskDial, Dialled, parse_message
 
 ANN = PeerId("ann")
 TOKEN = bytes(range(16))

@@ -11,14 +11,14 @@ import torch
 from blocks.errors import CacheFull
 from blocks.source import ModelSource
 from blocks.spans import Span
-from peers.decode_chain import DecodeSession
-from peers.decode_legs import SessionConfig
+from peers.chains.decode_chain import DecodeSession
+from peers.chains.decode_legs import SessionConfig
+from peers.chains.history import StepInput
 from peers.errors import Refused
-from peers.history import StepInput
-from peers.messages import RefusalCode
-from peers.pool import Pool
-from peers.traffic import Traffic
-from peers.wire_format import WireFormat
+from peers.streams.messages import RefusalCode
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.streams.wire_format import WireFormat
 from tests.unit.peers.chain_swarm import HELLO, ChainSwarm, KnownRouter, chain_swarm
 
 FRONT, BACK, WHOLE = Span(0, 3), Span(3, 6), Span(0, 6)

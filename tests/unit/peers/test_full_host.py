@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import torch
 
-from blocks.cache import most_bytes
+from blocks.decoding.cache import most_bytes
 from blocks.errors import BadSession, CacheFull
-from peers.calls import Answer
 from peers.errors import BadMessage
-from peers.messages import CloseSession, Opened, parse_message
 from peers.network import PeerId
+from peers.streams.calls import Answer
+from peers.streams.messages import CloseSession, Opened, parse_message
 from tests.unit.peers.test_decode_service import HIDDEN_BTD, Host, host, opening, step
 
 __all__ = ["host"]  # a fixture

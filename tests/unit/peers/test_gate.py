@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from peers.errors import BadMembership, NetworkFailed, NotAdmitted
-from peers.gate import Gate, Shown, role_of_caller
-from peers.membership import Role
 from peers.network import PeerId
-from peers.revocation import Revocations, sign_revocations
+from peers.private.gate import Gate, Shown, role_of_caller
+from peers.private.membership import Role
+from peers.private.revocation import Revocations, sign_revocations
 from tests.errors_page import met
 from tests.private_runs import Owner
 

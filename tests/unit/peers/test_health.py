@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from peers.health import FIRST_BAN_SECONDS, LONGEST_BAN_SECONDS, LONGEST_PROBE_SECONDS, Health
 from peers.network import PeerId
+from peers.routes.health import FIRST_BAN_SECONDS, LONGEST_BAN_SECONDS, LONGEST_PROBE_SECONDS, Health
 
 ANN, BOB = PeerId("ann"), PeerId("bob")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from peers.history import History, StepInput
+from peers.chains.history import History, StepInput
 
 TEXT_BTD = torch.arange(2 * 6 * 3, dtype=torch.float32).reshape(2, 6, 3)
 IDS_BT = torch.arange(6).expand(2, 6)

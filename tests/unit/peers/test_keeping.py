@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.spans import Span, UnitId
-from peers.keeping import (
+from peers.network import PeerId
+from peers.records import Keeping, ProgressRecord
+from peers.units.keeping import (
     ENOUGH_COPIES,
     PATIENCE_SECONDS,
     Copy,
@@ -20,8 +22,6 @@ from peers.keeping import (
     keepers_with,
     told,
 )
-from peers.network import PeerId
-from peers.records import Keeping, ProgressRecord
 
 FRONT, BACK = Span(0, 2), Span(2, 4)
 UNIT = UnitId("default/block.2")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from peers.errors import BadMembership
 from peers.identity import Identity, load_or_create
-from peers.membership import (
+from peers.network import PeerId
+from peers.private.membership import (
     MAX_MEMBERSHIP_BYTES,
     Grant,
     Membership,
@@ -27,7 +28,6 @@ from peers.membership import (
     open_membership,
     sign_grant,
 )
-from peers.network import PeerId
 from tests.private_runs import Owner
 
 OWNER = Owner(run="tales")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from blocks.errors import BadSpan
 from blocks.spans import Span
-from peers.moving import Move, MovingRules, Turn, next_move, still_right
 from peers.network import PeerId
-from peers.standing import Standing
-from peers.throughput import best_throughput, throughput
+from peers.placing.moving import Move, MovingRules, Turn, next_move, still_right
+from peers.placing.standing import Standing
+from peers.placing.throughput import best_throughput, throughput
 from tests.unit.peers.standings import covered, host, hosts, moved, promised, random_swarm
 
 NOW = 10_000.0

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import torch
 
-from peers import outbox
+from peers.chains import outbox
+from peers.chains.outbox import Outbox
 from peers.errors import Refused
-from peers.outbox import Outbox
 
 ONE = torch.ones(1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from blocks.spans import Span
-from peers import paces as module
-from peers.calls import Answer
-from peers.messages import Broken, Done
+from peers.chains.timings import arrived, note, told
 from peers.network import PeerId
-from peers.paces import FRESH_SECONDS, Paces
-from peers.routing import Hop, HostView
-from peers.timings import arrived, note, told
-from peers.values import MAX_SECONDS, Place, Timing
+from peers.routes import paces as module
+from peers.routes.paces import FRESH_SECONDS, Paces
+from peers.routes.routing import Hop, HostView
+from peers.streams.calls import Answer
+from peers.streams.messages import Broken, Done
+from peers.streams.values import MAX_SECONDS, Place, Timing
 
 ANN = Hop(peer=PeerId("ann"), span=Span(0, 4))
 VIEW = HostView(peer=ANN.peer, span=Span(0, 8), tokens_per_second=100.0, queue_seconds=5.0, rtt_seconds=0.05)

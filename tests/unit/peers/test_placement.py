@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from blocks.errors import BadSpan
 from blocks.spans import Span
 from peers.network import PeerId
-from peers.placement import pick_among, pick_span, suited_length
+from peers.placing.placement import pick_among, pick_span, suited_length
 from tests.fakes import peer_record
 from tests.unit.peers.standings import host
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from blocks.spans import Span
-from peers.moving import MovingRules
+from peers.placing.moving import MovingRules
 
 BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
 

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from peers.answering import CallServer, Handler
-from peers.calls import Answer, Question, hello_maker
 from peers.errors import PeerLost
-from peers.messages import AskInfo, CloseSession
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import Traffic
+from peers.streams.answering import CallServer, Handler
+from peers.streams.calls import Answer, Question, hello_maker
+from peers.streams.messages import AskInfo, CloseSession
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
 from tests.fakes_network import FakeSwarm, fake_swarm
 
 BOB = PeerId("bob")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from blocks.spans import Span
 from peers.errors import BadRecord
 from peers.identity import Identity
-from peers.keeping import Copy, told
 from peers.network import PeerId
 from peers.records import (
     AWAY,
@@ -26,6 +25,7 @@ from peers.records import (
     seal,
     seal_record,
 )
+from peers.units.keeping import Copy, told
 from tests.fakes import RUN, fake_peer_id, new_identity, peer_record
 
 NOW = 1000.0

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.errors import BadRecord
-from peers.membership import Membership, Role
 from peers.network import PeerId
-from peers.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
+from peers.private.membership import Membership, Role
+from peers.private.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
 from tests.private_runs import Owner
 
 OWNER = Owner(run="tales")

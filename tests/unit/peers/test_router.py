@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from blocks.spans import Span
-from peers.calls import Answer
 from peers.errors import BadMembership, PeerLost
-from peers.messages import AskInfo, InfoReply
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.router import LiveRouter, RouterConfig
-from peers.routing import Hop
+from peers.routes.router import LiveRouter, RouterConfig
+from peers.routes.routing import Hop
+from peers.streams.calls import Answer
+from peers.streams.messages import AskInfo, InfoReply
+from peers.streams.pool import Pool
 from tests.fakes import RUN, FakeDirectory, fake_peer_id, peer_record
 
 ANN, ME = fake_peer_id("ann"), fake_peer_id("me")

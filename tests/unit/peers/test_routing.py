@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from blocks.spans import Span
 from peers.errors import NoRoute
 from peers.network import PeerId
-from peers.routing import Hop, HostView, RouteRules, kept_apart, missing_blocks, pick_fast, pick_spread
-from peers.standing import Standing
-from peers.throughput import throughput
+from peers.placing.standing import Standing
+from peers.placing.throughput import throughput
+from peers.routes.routing import Hop, HostView, RouteRules, kept_apart, missing_blocks, pick_fast, pick_spread
 
 NUM_BLOCKS = 5
 

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peers.answering import CallServer
-from peers.calls import Answer, Question, hello_maker
 from peers.errors import OverLimit, Refused
-from peers.messages import AskInfo, CloseSession, RefusalCode
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.send_limit import BURST_SECONDS, SMALL_BYTES, Pace, SendLimit
-from peers.traffic import Traffic
-from peers.wire import sent_bytes
-from peers.wire_format import WireFormat
+from peers.streams.answering import CallServer
+from peers.streams.calls import Answer, Question, hello_maker
+from peers.streams.messages import AskInfo, CloseSession, RefusalCode
+from peers.streams.pool import Pool
+from peers.streams.send_limit import BURST_SECONDS, SMALL_BYTES, Pace, SendLimit
+from peers.streams.traffic import Traffic
+from peers.streams.wire import sent_bytes
+from peers.streams.wire_format import WireFormat
 from tests.fakes_network import fake_swarm
 
 RATE = 1000.0

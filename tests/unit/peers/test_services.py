@@ -12,17 +12,17 @@ import torch
 from blocks.adapters import unit_digest
 from blocks.spans import Span, UnitId
 from blocks.unit_state import UnitState
-from peers.answering import CallServer
-from peers.calls import hello_maker
 from peers.errors import PeerLost, Refused
 from peers.info_service import InfoService
-from peers.messages import AskInfo, InfoReply, Wanted
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import Traffic
-from peers.unit_client import Fetching, fetch_newest, fetch_unit
-from peers.units_service import UnitsService
-from peers.values import Offer
+from peers.streams.answering import CallServer
+from peers.streams.calls import hello_maker
+from peers.streams.messages import AskInfo, InfoReply, Wanted
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.streams.values import Offer
+from peers.units.client import Fetching, fetch_newest, fetch_unit
+from peers.units.service import UnitsService
 from tests.fakes_network import fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from blocks.spans import Span
+from peers.placing.standing import MAX_LOADING_SECONDS, Standing, standings_of
 from peers.records import PeerRecord
-from peers.standing import MAX_LOADING_SECONDS, Standing, standings_of
 from tests.fakes import peer_record
 from tests.unit.peers.standings import host
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from blocks.errors import BadSpan
 from blocks.spans import Span
-from peers.standing import Standing
-from peers.throughput import best_throughput, even_levels, flows, rates_inside, spans_of, throughput
+from peers.placing.standing import Standing
+from peers.placing.throughput import best_throughput, even_levels, flows, rates_inside, spans_of, throughput
 from tests.unit.peers.standings import host, random_swarm
 
 

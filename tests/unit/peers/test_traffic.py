@@ -10,17 +10,17 @@ import msgpack
 import pytest
 import torch
 
-from peers import messages
-from peers.answering import CallServer
-from peers.calls import Answer, Question, dial, hello_maker
 from peers.errors import BadMessage, Refused
-from peers.fields import to_body
 from peers.info_service import InfoService
-from peers.messages import AskInfo, InfoReply, parse_message
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import MAX_KINDS, Bytes, KindTraffic, Traffic, total
-from peers.wire_format import WireFormat
+from peers.streams import messages
+from peers.streams.answering import CallServer
+from peers.streams.calls import Answer, Question, dial, hello_maker
+from peers.streams.fields import to_body
+from peers.streams.messages import AskInfo, InfoReply, parse_message
+from peers.streams.pool import Pool
+from peers.streams.traffic import MAX_KINDS, Bytes, KindTraffic, Traffic, total
+from peers.streams.wire_format import WireFormat
 from tests.fakes_network import FakeSwarm, fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1", clock=lambda: 5.0)

@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from blocks.ledger import Ledger, MicrobatchId, Piece
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
-from blocks.training import Microbatch
-from peers.answering import CallServer
-from peers.edge import Edge
+from blocks.training.ledger import Ledger, MicrobatchId, Piece
+from blocks.training.span_trainer import Microbatch
+from peers.chains.edge import Edge
+from peers.chains.train_chain import ChainConfig, HeadResult, TrainChain, Work
+from peers.chains.train_service import TrainService
 from peers.errors import NoRoute, Refused
 from peers.info_service import InfoService
-from peers.messages import RefusalCode
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.routing import Hop
-from peers.traffic import Traffic
-from peers.train_chain import ChainConfig, HeadResult, TrainChain, Work
-from peers.train_service import TrainService
-from peers.wire_format import WireFormat
+from peers.routes.routing import Hop
+from peers.streams.answering import CallServer
+from peers.streams.messages import RefusalCode
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.streams.wire_format import WireFormat
 from tests.fakes_network import FakeSwarm, fake_swarm
 from tests.unit.peers.chain_swarm import HELLO, KnownRouter
 

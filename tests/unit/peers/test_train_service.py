@@ -8,18 +8,29 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from blocks.ledger import Ledger, MicrobatchId, Piece
 from blocks.snapshots import Snapshot, SnapshotShelf
 from blocks.spans import Span
-from blocks.training import Microbatch
-from peers.calls import Answer, Question
-from peers.edge import Edge
+from blocks.training.ledger import Ledger, MicrobatchId, Piece
+from blocks.training.span_trainer import Microbatch
+from peers.chains.edge import Edge
+from peers.chains.lanes import MAX_LANES_PER_OWNER
+from peers.chains.train_service import TrainService, item_of
 from peers.errors import BadMessage, Refused
-from peers.lanes import MAX_LANES_PER_OWNER
-from peers.messages import AskInfo, Backward, Broken, Collect, Commit, Drop, Evaluate, Forward, Message, OpenLane
 from peers.network import PeerId
-from peers.train_service import TrainService, item_of
-from peers.values import Place
+from peers.streams.calls import Answer, Question
+from peers.streams.messages import (
+    AskInfo,
+    Backward,
+    Broken,
+    Collect,
+    Commit,
+    Drop,
+    Evaluate,
+    Forward,
+    Message,
+    OpenLane,
+)
+from peers.streams.values import Place
 from tests.fakes_network import Nobody
 
 HELD = Span(2, 4)

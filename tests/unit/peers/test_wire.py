@@ -13,8 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.errors import BadMessage, StreamClosed
-from peers.wire import DTYPES, EIGHT_BIT, MAX_HEADER_BYTES, MAX_TENSORS, Frame, check_finite, read_frame, write_frame
-from peers.wire_format import WireFormat
+from peers.streams.wire import (
+    DTYPES,
+    EIGHT_BIT,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    Frame,
+    check_finite,
+    read_frame,
+    write_frame,
+)
+from peers.streams.wire_format import WireFormat
 
 
 def reader_of(data: bytes) -> asyncio.StreamReader:

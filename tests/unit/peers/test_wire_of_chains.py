@@ -6,11 +6,11 @@ import torch
 
 from blocks.source import ModelSource
 from blocks.spans import Span
-from peers.decode_chain import DecodeSession
-from peers.decode_legs import SessionConfig
-from peers.history import StepInput
+from peers.chains.decode_chain import DecodeSession
+from peers.chains.decode_legs import SessionConfig
+from peers.chains.history import StepInput
 from peers.network import PeerId
-from peers.wire_format import WireFormat
+from peers.streams.wire_format import WireFormat
 from tests.unit.peers.chain_swarm import KnownRouter, chain_swarm
 
 CHAIN = {"a": Span(0, 3), "b": Span(3, 6)}

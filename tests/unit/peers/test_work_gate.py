@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from blocks.ledger import MicrobatchId
 from blocks.spans import Span
-from peers.calls import Answer, Question
+from blocks.training.ledger import MicrobatchId
 from peers.errors import Refused
-from peers.messages import (
+from peers.network import PeerId
+from peers.streams.calls import Answer, Question
+from peers.streams.messages import (
     Backward,
     CloseSession,
     Collect,
@@ -24,9 +25,8 @@ from peers.messages import (
     OpenSession,
     RefusalCode,
 )
-from peers.network import PeerId
-from peers.send_limit import SendLimit
-from peers.work_gate import MOST_SECONDS_BEHIND, WorkGate
+from peers.streams.send_limit import SendLimit
+from peers.streams.work_gate import MOST_SECONDS_BEHIND, WorkGate
 
 ME, ANN = PeerId("me"), PeerId("ann")
 ID = MicrobatchId(trainer=ANN, life=1, step=1, index=0)

@@ -12,17 +12,17 @@ import torch
 from blocks.adapters import unit_digest
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState
-from peers.answering import CallServer
-from peers.calls import hello_maker
-from peers.keeping import Copy, told
 from peers.network import PeerId
-from peers.pool import Pool
 from peers.records import ProgressRecord
-from peers.traffic import Traffic
-from peers.units_service import UnitsService
-from swarm.handing_over import HandingOver
-from swarm.kept import KeptStore
-from swarm.safekeeping import Safekeeping
+from peers.streams.answering import CallServer
+from peers.streams.calls import hello_maker
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.units.keeping import Copy, told
+from peers.units.service import UnitsService
+from swarm.units.handing_over import HandingOver
+from swarm.units.kept import KeptStore
+from swarm.units.safekeeping import Safekeeping
 from tests.fakes_network import FakeSwarm
 
 HELLO = hello_maker("run-1", "swarmtune 1")

@@ -7,15 +7,15 @@ import socket
 
 import pytest
 
-from peers.answering import CallServer
-from peers.calls import hello_maker
 from peers.dialling_back import DialBack
 from peers.errors import Refused
 from peers.info_service import InfoService
-from peers.messages import AskDial, Dialled
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import Traffic
+from peers.streams.answering import CallServer
+from peers.streams.calls import hello_maker
+from peers.streams.messages import AskDial, Dialled
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
 from swarm.being_dialled import Door, ask_to_dial, port_of
 from tests.fakes_network import fake_swarm
 

@@ -9,9 +9,9 @@ import pytest
 
 from blocks.errors import BadAdapter
 from peers.errors import NoRoute
-from swarm.best_adapter import BEST, Best, BestAdapter, Parts, export_best, read_best
 from swarm.errors import BadCheckpoint
-from swarm.evaluation_sums import Evaluation
+from swarm.training.best_adapter import BEST, Best, BestAdapter, Parts, export_best, read_best
+from swarm.training.evaluation_sums import Evaluation
 
 
 class FakeExport:

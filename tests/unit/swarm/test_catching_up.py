@@ -16,12 +16,12 @@ from averaging.config import AveragingConfig
 from blocks.adapters import unit_digest
 from blocks.spans import Span
 from blocks.unit_state import UnitState
-from peers.fields import to_body
-from peers.messages import UnitReply
 from peers.network import ByteStream, PeerId
-from peers.unit_transfer import packed
-from peers.wire import Frame, read_frame, write_frame
-from swarm.catching_up import CatchUp, CatchUpConfig
+from peers.streams.fields import to_body
+from peers.streams.messages import UnitReply
+from peers.streams.wire import Frame, read_frame, write_frame
+from peers.units.transfer import packed
+from swarm.units.catching_up import CatchUp, CatchUpConfig
 from tests.fakes_network import fake_swarm
 from tests.unit.swarm.kept_hosts import HELLO, FakeHost, KeptSwarm, trained, unit
 

@@ -12,10 +12,10 @@ from safetensors.torch import save
 
 from blocks.spans import UnitId
 from blocks.unit_state import UnitState
-from swarm import unit_files as module
-from swarm.checkpoint import load_newest, save_checkpoint, select
 from swarm.errors import BadCheckpoint
-from swarm.unit_files import Checkpoint
+from swarm.units import files as module
+from swarm.units.checkpoint import load_newest, save_checkpoint, select
+from swarm.units.files import Checkpoint
 
 UNITS = [UnitId("default/block.1"), UnitId("default/block.12")]
 

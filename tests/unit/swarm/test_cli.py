@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from blocks.errors import UnknownModel
 from blocks.spans import Span
 from peers.errors import NoRoute
-from peers.wire_format import WireFormat
+from peers.streams.wire_format import WireFormat
 from swarm.cli.main import COMMANDS, main
 from swarm.cli.report import plain_errors
 from swarm.errors import BadData

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm import data_rows
-from swarm.data import (
+from swarm.data.demo_text import demo_text, pydoc_samples
+from swarm.data.encoding import Encoded, encode_row
+from swarm.data.stream import (
     NO_LOSS,
     DataPosition,
     DataStream,
@@ -21,8 +22,7 @@ from swarm.data import (
     samples_from_text,
     split_microbatches,
 )
-from swarm.demo_data import demo_text, pydoc_samples
-from swarm.encoding import Encoded, encode_row
+from swarm.data.stream import rows as data_rows
 from swarm.errors import BadCheckpoint, BadData
 
 EOS = 3

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from swarm import data_tables
-from swarm.data import load_samples
-from swarm.data_rows import ChatRow, PairRow, Row, TextRow
-from swarm.data_tables import read_dataset, read_hub
+from swarm.data.rows import ChatRow, PairRow, Row, TextRow
+from swarm.data.stream import load_samples
+from swarm.data.stream import tables as data_tables
+from swarm.data.tables import read_dataset, read_hub
 from swarm.errors import BadData
 from tests.unit.swarm.test_data import LetterTokenizer
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_f1_score
 
-from swarm.evaluation_sums import (
+from swarm.training.evaluation_sums import (
     MAX_LABELS,
     MAX_TOKENS,
     MOST_BINS,

@@ -16,12 +16,12 @@ from blocks.errors import BadAdapter
 from blocks.spans import Span, UnitId
 from blocks.unit_state import UnitState
 from peers.errors import PeerLost, Refused
-from peers.keeping import keepers_of
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import Traffic
-from peers.unit_client import Fetching, fetch_unit, hand_over, offer_of, offer_units
-from swarm import unit_files
+from peers.streams.pool import Pool
+from peers.streams.traffic import Traffic
+from peers.units.client import Fetching, fetch_unit, hand_over, offer_of, offer_units
+from peers.units.keeping import keepers_of
+from swarm.units import files as unit_files
 from tests.fakes_network import fake_swarm
 from tests.unit.swarm.kept_hosts import HELLO, KeptSwarm, trained, unit
 

@@ -9,11 +9,11 @@ import pytest
 
 from blocks.spans import Span
 from peers.errors import NetworkFailed
-from peers.health import Health
-from peers.moving import MovingRules
 from peers.network import PeerId
+from peers.placing.moving import MovingRules
 from peers.records import PeerRecord
-from swarm.healing import Healer, HealerConfig, sole_holders
+from peers.routes.health import Health
+from swarm.hosts.healing import Healer, HealerConfig, sole_holders
 from tests.fakes import peer_record
 
 ANN, BOB, CAT = PeerId("ann"), PeerId("bob"), PeerId("cat")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import BadConfig
-from swarm.hours import MAX_STRETCHES, Hours, Stretch, parse_hours
+from swarm.hosts.hours import MAX_STRETCHES, Hours, Stretch, parse_hours
 
 DAY = 24 * 60
 MINUTES = st.integers(0, DAY - 1)

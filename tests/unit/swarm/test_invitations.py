@@ -20,17 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.identity import load_or_create, peer_in
-from peers.membership import MAX_LIFE_DAYS, Membership, Role, open_membership
 from peers.network import PeerId
+from peers.private.membership import MAX_LIFE_DAYS, Membership, Role, open_membership
 from swarm.cli.main import main
 from swarm.config_file import load_config
-from swarm.credential import MEMBERSHIP_NAME, OwnedRun, load_credential, save_credential
-from swarm.entry import PrivateRun, Search, find_entry
 from swarm.errors import BadConfig, BadJoinString, NotInvited
-from swarm.inviting import invite, revoke
 from swarm.join_string import Join, _checksum, format_invitation, format_join, parse_join, resolve_join, save_join
 from swarm.new_run import create_run
-from swarm.revoking import REVOKED_NAME
+from swarm.private.credential import MEMBERSHIP_NAME, OwnedRun, load_credential, save_credential
+from swarm.private.entry import PrivateRun, Search, find_entry
+from swarm.private.inviting import invite, revoke
+from swarm.private.revoking import REVOKED_NAME
 from swarm.run import RunId, load_owner_key
 from swarm.state import IDENTITY_NAME, claim_state, lock_state
 

@@ -16,10 +16,10 @@ import torch
 from blocks.adapters import unit_digest
 from blocks.spans import UnitId
 from blocks.unit_state import UnitState, agreed
-from swarm import unit_files
 from swarm.errors import BadCheckpoint
-from swarm.kept import KeptStore
-from swarm.unit_files import Checkpoint, read_units, write_units
+from swarm.units import files as unit_files
+from swarm.units.files import Checkpoint, read_units, write_units
+from swarm.units.kept import KeptStore
 
 UNIT, OTHER = UnitId("default/block.2"), UnitId("default/block.12")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from swarm.errors import SwarmError
 from swarm.join_string import Join, format_join
-from swarm.lan_records import (
+from swarm.lan.records import (
     MOST_PEERS,
     BadLan,
     LanPeer,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from blocks.spans import UnitId
-from swarm.checkpoint import save_checkpoint
 from swarm.errors import BadCheckpoint
-from swarm.kept import KeptStore
-from swarm.left_states import find_left, gather
-from swarm.unit_files import Checkpoint
+from swarm.units.checkpoint import save_checkpoint
+from swarm.units.files import Checkpoint
+from swarm.units.kept import KeptStore
+from swarm.units.left_states import find_left, gather
 from tests.unit.swarm.test_kept import OTHER, UNIT, store, unit_state
 
 THIRD = UnitId("default/block.30")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from blocks.open_work import TrainingLimits
+from blocks.training.open_work import TrainingLimits
 from swarm.errors import BadConfig
-from swarm.memory import Allowance, Room, affordable, free_bytes, taken_bytes
+from swarm.hosts.memory import Allowance, Room, affordable, free_bytes, taken_bytes
 
 MB = 10**6
 MUCH = 1 << 40

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import BadConfig
-from swarm.metrics import NAME, OLD_NAME, Entry, MetricsLog, read_metrics
-from swarm.trackers import make_tracker
+from swarm.reports.metrics import NAME, OLD_NAME, Entry, MetricsLog, read_metrics
+from swarm.reports.trackers import make_tracker
 
 
 def clocked(directory: Path, most_bytes: int = 1 << 20) -> MetricsLog:

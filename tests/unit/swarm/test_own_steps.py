@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from averaging.recipe import Recipe
-from blocks.local_rules import LocalRule
 from blocks.spans import UnitId
-from swarm.own_loop import Counter
-from swarm.own_steps import OwnSteps
+from blocks.training.local_rules import LocalRule
+from swarm.own_loops.member import Counter
+from swarm.own_loops.steps import OwnSteps
 
 UNIT = UnitId("default/block.0")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm.hours import Hours, Stretch
+from swarm.hosts.hours import Hours, Stretch
+from swarm.hosts.pause_file import PAUSE_NAME, mark_hosting
 from swarm.options import JoinOptions
-from swarm.pause_file import PAUSE_NAME, mark_hosting
 from swarm.run import RunId
 from swarm.state import claim_state, lock_state
 from tests.unit.swarm.test_cli import JOIN, TEXT, Commands, asked_by, call, commands

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from swarm.errors import BadConfig
-from swarm.pause_file import PAUSE_NAME, PauseFile, is_hosting, mark_hosting, say_pause, say_resume
+from swarm.hosts.pause_file import PAUSE_NAME, PauseFile, is_hosting, mark_hosting, say_pause, say_resume
 
 
 def test_a_word_is_read_until_it_is_taken_back(tmp_path: Path) -> None:

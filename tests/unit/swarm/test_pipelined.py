@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swarm.data import Sample
-from swarm.train import pipelined
+from swarm.data.stream import Sample
+from swarm.training.trainer import pipelined
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from blocks.spans import Span
 from peers.errors import NetworkFailed
 from peers.network import PeerId
 from peers.records import PeerRecord, ProgressRecord
-from swarm.company import Surroundings
 from swarm.reaching import MOST_CONNECTIONS, Reaching, to_dial
+from swarm.units.company import Surroundings
 from tests.fakes import RUN, fake_peer_id, peer_record
 
 FRONT, BACK = Span(0, 2), Span(2, 4)

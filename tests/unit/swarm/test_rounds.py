@@ -10,7 +10,7 @@ from averaging.rounds import has_quorum, plausible_round
 from blocks.spans import Span, UnitId
 from peers.network import PeerId
 from peers.records import ProgressRecord
-from swarm.rounds import withhold
+from swarm.units.rounds import withhold
 
 CONFIG = AveragingConfig(round_samples=8)
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from swarm.cli.main import main
 from swarm.errors import BadData
-from swarm.metrics import Entry, MetricsLog
 from swarm.new_run import create_run
-from swarm.run_report import COLUMNS, find_metrics, page, plots_of, rows_of, write_report
+from swarm.reports.metrics import Entry, MetricsLog
+from swarm.reports.run_report import COLUMNS, find_metrics, page, plots_of, rows_of, write_report
 from swarm.state import lock_state
 
 

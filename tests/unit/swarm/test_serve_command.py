@@ -9,14 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from peers.identity import load_or_create
-from peers.membership import Role
-from swarm import commands, lan
+from peers.private.membership import Role
+from swarm import commands
 from swarm.cli.main import main
-from swarm.inviting import invite
 from swarm.join_string import Join, RunDirectory, save_join
+from swarm.lan.discovery import discovery as lan
 from swarm.new_run import create_run
 from swarm.options import ServeOptions
 from swarm.peer import Peer, PeerConfig
+from swarm.private.inviting import invite
 from swarm.run import RunId
 
 ADDRESS = "/ip4/192.168.1.5/tcp/31330/p2p/12D3KooWEhjTZkKK4DN2rbq2zMkLKrxjYPGGfXhQJ8KmWPzXHtXb"

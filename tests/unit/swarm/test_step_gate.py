@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from swarm.step_gate import Stance, StepGate
+from swarm.own_loops.step_gate import Stance, StepGate
 
 SECONDS = 10.0
 

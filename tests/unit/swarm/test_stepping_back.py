@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from blocks.ledger import Ledger, MicrobatchId, Piece
 from blocks.spans import Span
+from blocks.training.ledger import Ledger, MicrobatchId, Piece
 from peers.errors import NetworkFailed
 from peers.network import PeerId
-from swarm import pausing
-from swarm.hours import parse_hours
-from swarm.pause_file import PauseFile, is_hosting, say_pause, say_resume
-from swarm.pausing import HostParts, Patience, Pauser, Switch, Withdrawal
+from swarm.hosts import pausing
+from swarm.hosts.hours import parse_hours
+from swarm.hosts.pause_file import PauseFile, is_hosting, say_pause, say_resume
+from swarm.hosts.pausing import HostParts, Patience, Pauser, Switch, Withdrawal
 
 ME, ANN = PeerId("me"), PeerId("ann")
 SHORT = Patience(notice=0.2, quiet=0.1, linger=0.2, rounds=0.2, finish=0.2)

@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 
 from blocks.spans import Span
-from peers.answering import CallServer
-from peers.calls import hello_maker
 from peers.info_service import InfoService
 from peers.network import PeerId
-from peers.pool import Pool
-from peers.traffic import KindTraffic, Traffic
+from peers.streams.answering import CallServer
+from peers.streams.calls import hello_maker
+from peers.streams.pool import Pool
+from peers.streams.traffic import KindTraffic, Traffic
 from swarm.cli.report import TerminalScreen
-from swarm.status import Status
-from swarm.traffic import TRAFFIC_COLUMNS, ask_traffic, size_words, traffic_rows
+from swarm.reports.status import Status
+from swarm.reports.traffic import TRAFFIC_COLUMNS, ask_traffic, size_words, traffic_rows
 from tests.fakes_network import fake_swarm
 
 HELLO = hello_maker("run-1", "swarmtune 1")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from swarm.evaluation_sums import Evaluation, Scores
-from swarm.train import Progress
-from swarm.training_view import TrainingView, evaluation_line, progress_line
+from swarm.training.evaluation_sums import Evaluation, Scores
+from swarm.training.trainer import Progress
+from swarm.training.view import TrainingView, evaluation_line, progress_line
 
 SCORES = Scores(rows=40, accuracy=0.875, macro_f1=0.8666, auc=0.9512, auc_error=0.0041)
 OWN = Evaluation(round=2, loss=2.0, tokens=10)

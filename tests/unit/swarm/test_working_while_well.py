@@ -8,9 +8,9 @@ from typing import cast
 import pytest
 
 from peers.errors import BadMembership, NoRoute
-from swarm import training
 from swarm.node import Node
-from swarm.training import while_well
+from swarm.training.jobs import jobs as training
+from swarm.training.jobs import while_well
 
 
 class Ill:

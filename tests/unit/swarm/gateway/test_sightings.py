@@ -11,7 +11,7 @@ from peers.network import PeerId
 from peers.records import PeerRecord, ProgressRecord, TrainerRecord
 from swarm.gateway import sightings
 from swarm.gateway.sightings import Sightings
-from swarm.status import Status
+from swarm.reports.status import Status
 
 ANN, BOB = (PeerId("Qm" + letter * 44) for letter in "ab")
 FRONT, BACK = Span(0, 3), Span(3, 6)

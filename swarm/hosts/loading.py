@@ -1,0 +1,149 @@
+"""What a host takes on: which blocks, in how much memory, under the run's rules; and loads it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from blocks.adapters import all_unit_shapes, layout_digest
+from blocks.errors import BadSpan
+from blocks.part import block_parameters
+from blocks.quantize import BYTES_PER_WEIGHT, Quantization
+from blocks.source import ModelSource
+from blocks.spans import Span
+from peers.placing.placement import pick_span
+from swarm.devices import pick_device, pick_dtype
+from swarm.hosts.host import Host, HostConfig, load_host
+from swarm.hosts.hours import Hours
+from swarm.hosts.memory import Allowance, Room, affordable, free_bytes
+from swarm.run_model import check_weights, find_run_model
+from swarm.run_rules import lora_settings, optimizer_config, unit_rules
+from swarm.units.holder import RunRules
+
+if TYPE_CHECKING:
+    from swarm.node import Node
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostingConfig:
+    """What a person says about one host. `span` None: the span that the swarm lacks most, as long as memory allows.
+
+    `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's, and so is a
+    `lora_rank` of 0. `max_blocks` bounds how many blocks it takes; `max_memory_bytes`, this process with its weights,
+    caches and work (on a GPU, what it takes there); `hours` are those of the day in which it takes part. None: no
+    bound. `keep_bytes` of disk are for units that others hold; `resume` are state directories of dead peers whose units
+    this host takes over.
+    """
+
+    cache_dir: Path
+    span: Span | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: Quantization | None = None
+    cache_bytes: int = 512 << 20
+    num_threads: int | None = None
+    nickname: str = ""
+    model: str | None = None
+    lora_rank: int = 0
+    max_blocks: int | None = None
+    max_memory_bytes: int | None = None
+    hours: Hours | None = None
+    keep_bytes: int = 1 << 30
+    resume: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What one host is going to hold: `capacity` is the most blocks that it has room for."""
+
+    source: ModelSource
+    span: Span
+    capacity: int
+    room: Room
+    device: torch.device
+    dtype: torch.dtype
+
+
+async def choose(node: Node, config: HostingConfig, *, taken_bytes: int) -> Load:
+    """The span that a person has chosen, or else the one that the swarm lacks most, and the memory beside it.
+    `taken_bytes` is what this process took before it held any block.
+
+    Raises:
+        BlockError: there is no such model here, or it has not so many blocks.
+        SwarmError: it is another model than the run's, or what a person allows has no room for the blocks.
+    """
+    source = await asyncio.to_thread(find_run_model, node.spec, config.model, config.cache_dir)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, node.spec.model.compute_dtype, device)
+    block_bytes = int(
+        block_parameters(source) * (BYTES_PER_WEIGHT[config.quantize] if config.quantize else dtype.itemsize)
+    )
+    most = affordable(free_bytes(), block_bytes, source.num_blocks)
+    room, allowance = Room(cache_bytes=config.cache_bytes), None
+    if config.max_memory_bytes is not None:
+        taken_bytes = taken_bytes if device.type == "cpu" else 0
+        allowance = Allowance(most_bytes=config.max_memory_bytes, taken_bytes=taken_bytes, block_bytes=block_bytes)
+        most = min(most, allowance.most_blocks())
+    if config.max_blocks is not None:
+        most = min(most, config.max_blocks)
+    span = config.span or pick_span(
+        node.router.found, source.num_blocks, most, me=node.network.peer_id, now=node.network.dht_time()
+    )
+    if span.end > source.num_blocks:
+        raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
+    if allowance is not None:
+        room = allowance.room(len(span), room)
+    return Load(source=source, span=span, capacity=most, room=room, device=device, dtype=dtype)
+
+
+async def load(node: Node, chosen: Load, config: HostingConfig) -> Host:
+    """Load it, and start from the run's seed or from what is left on disk.
+
+    Raises:
+        BlockError: the model, the span or the adapter settings do not fit.
+        SwarmError: the state directory or the weights belong to something else.
+    """
+    source, span, room = chosen.source, chosen.span, chosen.room
+    await asyncio.to_thread(check_weights, source, node.spec, span.blocks())
+    logger.info("model found name=%s blocks=%s", source.name, span)
+    host = await load_host(
+        source,
+        HostConfig(
+            span=span,
+            dtype=chosen.dtype,
+            device=chosen.device,
+            quantize=config.quantize,
+            cache_bytes=room.cache_bytes,
+            num_threads=config.num_threads,
+            limits=room.limits,
+            keep_bytes=config.keep_bytes,
+            resume=config.resume,
+        ),
+        await run_rules(node, source, config.lora_rank),
+        node.config.state,
+    )
+    logger.info("loaded blocks=%s dtype=%s quantize=%s device=%s", span, chosen.dtype, config.quantize, chosen.device)
+    return host
+
+
+async def run_rules(node: Node, source: ModelSource, own_rank: int = 0) -> RunRules:
+    """What the run prescribes to every holder; a host may train a smaller rank of its own (0: the run's)."""
+    spec = node.spec
+    lora = lora_settings(spec, own_rank=own_rank)
+    shapes = await asyncio.to_thread(all_unit_shapes, lora, source)
+    return RunRules(
+        run=node.config.run,
+        layout=layout_digest(lora, source, shapes).hex(),
+        lora=lora,
+        optimizer=optimizer_config(spec),
+        batch_size=spec.training.batch_size,
+        units=unit_rules(spec, shapes),
+        shapes=shapes,
+    )

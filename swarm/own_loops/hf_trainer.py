@@ -1,0 +1,103 @@
+"""A Hugging Face `Trainer`, or a class made from it such as TRL's `SFTTrainer`, as a member of a run: one callback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+
+from swarm.api import Target
+from swarm.errors import BadConfig
+from swarm.own_loops.member import Ending, Member, enter
+from swarm.peer import PeerConfig
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+
+class MemberCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells a member what its Trainer does. The member leaves the run at the end of training."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """The optimizer is there, and so are the weights of a checkpoint from which training goes on."""
+        optimizer = inner_optimizer(given.get("optimizer"))
+        if optimizer is None:
+            raise BadConfig("this Trainer keeps its optimizer to itself; a member needs one of torch.optim")
+        self._member.begin(optimizer)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """An evaluation before this step is over."""
+        self._member.end_evaluation()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """The optimizer has made a step."""
+        self._member.step()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """An evaluation is under way."""
+        self._member.begin_evaluation()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object) -> None:
+        """What the Trainer has measured."""
+        logs = given.get("logs")
+        if isinstance(logs, dict):
+            self._member.report(loss=_number(logs.get("loss")), held_out=_number(logs.get("eval_loss")))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """Training is over; the model keeps its adapter."""
+        self._member.close()
+
+
+def attach(
+    trainer: Trainer,
+    run: Target,
+    *,
+    host: str = "0.0.0.0",
+    config: PeerConfig | None = None,
+    ending: Ending | None = None,
+) -> Member:
+    """Make a Trainer with a peft model a member of a run: `trainer.train()` then trains together with the others.
+
+    The adapter starts from the run's newest state and is averaged by the run's rule at its rounds; all else is the
+    Trainer's own. `host` and `config` are as in `swarm.member`. The member leaves the run when training ends.
+
+    Example: `swarm.attach(trainer, "swarm1:…"); trainer.train()`
+
+    Raises:
+        BlockError: the model has not the run's LoRA, or is another model than the run's.
+        SwarmError, PeerError: one line that says what is wrong and what to do.
+    """
+    if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
+        raise BadConfig("this Trainer uses several processes or GPUs, and a member is one; show it one GPU only")
+    model = trainer.model
+    if not isinstance(model, nn.Module):
+        raise BadConfig("this Trainer has no model yet; give it one, not model_init")
+    member = enter(model, run, host=host, config=config, ending=ending)
+    trainer.add_callback(MemberCallback(member))
+    return member
+
+
+def inner_optimizer(found: object) -> Optimizer | None:
+    """torch's own optimizer inside what accelerate makes of it."""
+    while not type(found).__module__.startswith("torch") and isinstance(getattr(found, "optimizer", None), Optimizer):
+        found = found.optimizer  # type: ignore[attr-defined]
+    return found if isinstance(found, Optimizer) else None
+
+
+def _number(found: object) -> float | None:
+    return float(found) if isinstance(found, (int, float)) else None

@@ -1,0 +1,147 @@
+"""How a host that missed something gets the units' newest state: from holders whose bits differ from its own, and from
+keepers, who store what may have no other holder.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from averaging.config import AveragingConfig
+from averaging.rounds import plausible_round
+from blocks.adapters import unit_digest
+from blocks.errors import BadAdapter
+from blocks.spans import UnitId, parse_unit
+from blocks.unit_state import UnitState
+from peers.network import PeerId
+from peers.records import ProgressRecord
+from peers.streams.pool import Pool
+from peers.units.client import Fetching, fetch_newest
+from swarm.units.book import check_state
+from swarm.units.holder import Holder
+
+logger = logging.getLogger(__name__)
+
+_STRAY_SECONDS = 3.0  # between two looks at holders who differ: the newer version may be ours, and theirs to fetch
+_DISTRUST_SECONDS = 10.0  # before a peer is asked again that was silent, or sent what cannot be right
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatchUpConfig:
+    """The run's rounds; how long one unit's fetch may take, and how many of those who can be are asked for it."""
+
+    averaging: AveragingConfig
+    fetch_seconds: float = 60.0
+    max_peers_asked: int = 3
+    can_ask: Callable[[Sequence[ProgressRecord]], list[ProgressRecord]] = list
+
+
+class CatchUp:
+    """Brings one host to the newest state that its units' holders have.
+
+    While groups mix (averaging.grouping) holders of one round differ by design, and only newer rounds are fetched.
+    """
+
+    def __init__(
+        self, host: Holder, pool: Pool, config: CatchUpConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._host, self._pool, self._config, self._clock = host, pool, config, clock
+        self.is_mixing = False
+        self._stray_check_at = float("-inf")
+        self._distrusted: dict[PeerId, float] = {}
+
+    def newest(self, others: Sequence[ProgressRecord]) -> int:
+        """The newest completed round that this peer believes in."""
+        return plausible_round(self._host.round, [record.round for record in others], self._config.averaging)
+
+    def is_needed(self, others: Sequence[ProgressRecord], now: float) -> bool:
+        """Whether others are at a newer round, or a holder that is not behind has other bits of a held unit.
+
+        The round's number alone does not show it: hosts of other blocks tell of a newer round before a holder of ours
+        can be asked, as when a whole swarm starts again, and the units would stay behind until the next round.
+        """
+        if self.newest(others) > self._host.round:
+            return True
+        if self.is_mixing or now < self._stray_check_at:
+            return False
+        digests, others = self._host.digests(), self._config.can_ask(others)
+        strayed = any(
+            _worth_asking(others, parse_unit(unit)[1], own, digests) for unit, own in self._host.units.items()
+        )
+        if strayed:
+            self._stray_check_at = now + _STRAY_SECONDS
+        return strayed
+
+    async def run(
+        self, others: Sequence[ProgressRecord], *, is_start: bool = False, stale: Collection[UnitId] = ()
+    ) -> frozenset[UnitId]:
+        """Fetch the units of which another peer has a newer version, and stand at the newest round seen.
+
+        At the start keepers are asked for versions of the same round, too: a holder that left may have given them what
+        it had trained since. Later that would be this host's own past. `stale` units are known from a round to be older
+        than others', and fetched though their bits may be the same, as after a round that changed nothing: else this
+        host would be left out of each one to come. Returns the units that were replaced.
+        """
+        found = await self._fetch(others, is_start=is_start, stale=stale)
+        number = max(self._host.round, self.newest(others))
+        if not found and number == self._host.round:
+            return frozenset()
+        try:
+            await self._host.adopt(found, number)
+        except BadAdapter as error:
+            logger.warning("fetched units do not fit and were left: %s", error)
+            return frozenset()
+        logger.info("caught up round=%d units=%d", number, len(found))
+        return frozenset(found)
+
+    async def _fetch(
+        self, others: Sequence[ProgressRecord], *, is_start: bool, stale: Collection[UnitId]
+    ) -> dict[UnitId, UnitState]:
+        found: dict[UnitId, UnitState] = {}
+        now = self._clock()
+        self._distrusted = {peer: until for peer, until in self._distrusted.items() if until > now}
+        fetching = Fetching(
+            digest=unit_digest,
+            seconds=self._config.fetch_seconds,
+            moments=True,
+            check=lambda state: check_state(state, self._host.rules.shapes),
+            lost=set(self._distrusted),
+        )
+        able = self._config.can_ask(others)
+        for unit, own in self._host.units.items():
+            candidates = [r for r in able if r.round > own.round] if self.is_mixing else able
+            block, digests = parse_unit(unit)[1], {} if unit in stale else self._host.digests()
+            peers = _worth_asking(candidates, block, own, digests, is_start=is_start)
+            left = [peer for peer in peers if peer not in fetching.lost]
+            state = await fetch_newest(self._pool, left[: self._config.max_peers_asked], unit, fetching)
+            if state is not None and state.version > own.version:
+                found[unit] = state
+        self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)
+        return found
+
+
+def _worth_asking(
+    others: Sequence[ProgressRecord],
+    block: int,
+    own: UnitState,
+    digests: Mapping[int, bytes],
+    *,
+    is_start: bool = False,
+) -> list[PeerId]:
+    """Who has a block's unit with other bits than ours in `digests`: holders whose round is not older, and keepers
+    whose version is of a newer round (at the start: or of the same), the furthest first.
+    """
+    found = []
+    for record in others:
+        if block in record.span:
+            number, digest, least = record.round, record.digest_of(block), own.round
+        else:
+            kept = record.kept(block)
+            if kept is None:
+                continue
+            (number, digest), least = kept, own.round if is_start else own.round + 1
+        if number >= least and digest != digests.get(block):
+            found.append((-number, block not in record.span, record.peer))
+    return [peer for _, _, peer in sorted(found)]
