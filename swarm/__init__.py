@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from swarm.own_loops.member import Member as Member
     from swarm.own_loops.member import member as member
     from swarm.peer import Peer as Peer
-    from swarm.peer import PeerConfig as PeerConfig
+    from swarm.peer_config import PeerConfig as PeerConfig
 
 _HOMES = {
     "init": "swarm.api",
     "join": "swarm.api",
     "Peer": "swarm.peer",
-    "PeerConfig": "swarm.peer",
+    "PeerConfig": "swarm.peer_config",
     "member": "swarm.own_loops.member",
     "Member": "swarm.own_loops.member",
     "Ending": "swarm.own_loops.member",

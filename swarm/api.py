@@ -10,7 +10,8 @@ from blocks.spans import MAX_BLOCKS, parse_span
 from peers.config import NetworkConfig
 from swarm.join_string import Join, RunDirectory, resolve_join
 from swarm.new_run import create_run
-from swarm.peer import ENTERING, Peer, PeerConfig
+from swarm.peer import ENTERING, Peer
+from swarm.peer_config import PeerConfig
 
 CACHE = Path("~/.cache/swarmtune")
 STATE = Path("~/.local/share/swarmtune")

@@ -31,7 +31,8 @@ from swarm.options import (
     StatusOptions,
     TrainOptions,
 )
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.quick_start import import_hosting, settle
 from swarm.reports.status import COLUMNS, title
 from swarm.reports.trackers import tracked

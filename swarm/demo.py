@@ -15,7 +15,8 @@ from swarm.api import init
 from swarm.errors import SwarmError
 from swarm.local import LocalHost, local_hosts
 from swarm.options import DemoOptions, Screen
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.training.view import TrainingView
 
 if TYPE_CHECKING:

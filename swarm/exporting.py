@@ -26,7 +26,7 @@ from swarm.units.left_states import find_left, left_settings
 
 if TYPE_CHECKING:
     from swarm.node import Node
-    from swarm.peer import PeerConfig
+    from swarm.peer_config import PeerConfig
 
 logger = logging.getLogger(__name__)
 

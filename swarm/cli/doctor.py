@@ -78,7 +78,8 @@ def command(**given: Unpack[_Given]) -> None:
 
 def _enter(given: _Given) -> Peer:
     from peers.config import NetworkConfig
-    from swarm.peer import Peer, PeerConfig
+    from swarm.peer import Peer
+    from swarm.peer_config import PeerConfig
 
     known = PeerGiven(
         join=given["join"], state=given["state"], peer=given["peer"], peers_file=None, lan=None, threads=0

@@ -136,7 +136,7 @@ class Host:
         await self.trainer.run()
 
     async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
-        """See peers.units_service.UnitSource."""
+        """See peers.units.service.UnitSource."""
         state = self.units.get(unit)
         if state is None or not moments or self.rules.lora.own_rank:  # moments of another rank mean nothing elsewhere
             return state

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from swarm.api import Target
 from swarm.errors import BadConfig
 from swarm.own_loops.member import Ending, Member, enter
-from swarm.peer import PeerConfig
+from swarm.peer_config import PeerConfig
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments

@@ -7,7 +7,7 @@ from typing import Any
 from swarm.api import Target
 from swarm.errors import BadConfig
 from swarm.own_loops.member import Ending, Member, enter
-from swarm.peer import PeerConfig
+from swarm.peer_config import PeerConfig
 
 try:
     from lightning.pytorch import Callback

@@ -25,7 +25,8 @@ from swarm.api import enter as enter_run
 from swarm.errors import BadConfig
 from swarm.own_loops.step_gate import Stance, StepGate
 from swarm.own_loops.taking_part import LoopState, OwnModel, TakingPart
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

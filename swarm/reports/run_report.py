@@ -1,6 +1,6 @@
 """A run as its peers measured it, on one page: plots over time and a table, in a file that needs nothing else.
 
-Reads what metrics.py wrote. Pure, save for `write_report`; the drawing is in report_plots.py.
+Reads what metrics.py wrote. Pure, save for `write_report`; the drawing is in plots.py.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from swarm.node import Node
-    from swarm.peer import PeerConfig
+    from swarm.peer_config import PeerConfig
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """A holder's units: what stands since their last round, what is trained of it, and what a round reads and writes.
 
-All methods belong where the parameters may be read and written. When they are called is for `host.py`, `own_units.py`.
+All methods belong where parameters may be read and written. When they are called is for `host.py`, `own_loops.units`.
 """
 
 from __future__ import annotations

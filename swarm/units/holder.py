@@ -31,7 +31,7 @@ class RunRules:
 
 
 class Holder(Protocol):
-    """Units of some blocks, all of them trained here. Implemented by host.Host and own_units.OwnUnits."""
+    """Units of some blocks, all of them trained here. Implemented by host.Host and own_loops.units.OwnUnits."""
 
     @property
     def span(self) -> Span:
@@ -66,7 +66,7 @@ class Holder(Protocol):
         """Samples that the whole swarm has counted per block, from its records."""
 
     async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
-        """See peers.units_service.UnitSource."""
+        """See peers.units.service.UnitSource."""
 
     async def read_inputs(self) -> dict[UnitId, UnitInput]:
         """What a round takes: copies of what is being trained, and what it began from."""

@@ -28,7 +28,7 @@ _FILE_BYTES = 1 << 16  # what a file takes besides tensors, and small ones
 
 
 class Safekeeping:
-    """The keeper's side of one host; implements peers.units_service.UnitKeeper.
+    """The keeper's side of one host; implements peers.units.service.UnitKeeper.
 
     `others` are records of the other hosts that are believed to be there, `known` also of those that leave. A version
     more than `max_rounds_ahead` of this host's round is refused: nothing newer could take its place.

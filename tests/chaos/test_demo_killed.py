@@ -13,7 +13,8 @@ from swarm.api import init
 from swarm.data.demo_text import pydoc_samples
 from swarm.local import LOOPBACK, LocalHost, local_hosts
 from swarm.model import Sampling
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.training.trainer import Progress
 
 logger = logging.getLogger(__name__)

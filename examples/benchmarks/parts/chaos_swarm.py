@@ -26,7 +26,8 @@ from peers.units.client import Fetching, fetch_unit
 from swarm.data.stream import SampleSet
 from swarm.join_string import RunDirectory
 from swarm.local import LOOPBACK
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.training.trainer import Progress
 
 T = TypeVar("T")

@@ -18,7 +18,8 @@ from peers.config import NetworkConfig
 from swarm.api import init
 from swarm.hosts.loading import HostingConfig
 from swarm.local import LOOPBACK
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 
 WENT_ON_SECONDS = 15.0
 STRIKE_AT = 3  # steps of a stretch

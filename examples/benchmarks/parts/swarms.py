@@ -14,7 +14,8 @@ from peers.network import PeerId
 from peers.routes.routing import RouteRules
 from swarm.api import init
 from swarm.local import LOOPBACK, HostProcess, LocalHost
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the links are the tests' own
 from tests.link import LinkProcess, LinkRules, free_port

@@ -8,7 +8,7 @@ from pathlib import Path
 from blocks.spans import parse_span
 from peers.config import NetworkConfig
 from swarm.api import join
-from swarm.peer import PeerConfig
+from swarm.peer_config import PeerConfig
 
 
 def main(target: str, data: str, state: str, end: str) -> None:

@@ -9,7 +9,8 @@ from peers.identity import load_or_create
 from peers.network import PeerId
 from peers.private.membership import Role
 from swarm.join_string import Join, parse_join
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.private.inviting import invite
 from swarm.state import IDENTITY_NAME
 from tests.integration.swarm.small_swarm import SmallSwarm

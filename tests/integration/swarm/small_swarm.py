@@ -22,7 +22,8 @@ from swarm.hosts.host import Host
 from swarm.hosts.loading import HostingConfig
 from swarm.join_string import RunDirectory
 from swarm.new_run import create_run
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 
 NO_ROUNDS = 10**9
 CACHE_BYTES = 64 << 20

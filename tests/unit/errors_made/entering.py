@@ -28,7 +28,8 @@ from swarm.join_string import Join, check_address, format_invitation, format_joi
 from swarm.lan.discovery import read_peers_file, search
 from swarm.lan.records import LanPeer, check_group, choose_join
 from swarm.new_run import create_run
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.private.credential import OwnedRun, credential_from
 from swarm.private.entry import Search, find_entry
 from swarm.private.inviting import invite, revoke

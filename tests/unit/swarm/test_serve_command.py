@@ -16,7 +16,8 @@ from swarm.join_string import Join, RunDirectory, save_join
 from swarm.lan.discovery import discovery as lan
 from swarm.new_run import create_run
 from swarm.options import ServeOptions
-from swarm.peer import Peer, PeerConfig
+from swarm.peer import Peer
+from swarm.peer_config import PeerConfig
 from swarm.private.inviting import invite
 from swarm.run import RunId
 
