@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.spans import Span
+from blocks.training import ledger as books
 from blocks.training.ledger import Counted, Ledger, MicrobatchId, Piece
-from blocks.training.span_trainer import ledger as books
 
 HELD = Span(2, 5)
 SPANS = [Span(2, 5), Span(2, 3), Span(3, 5), Span(4, 5)]

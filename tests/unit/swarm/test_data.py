@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm.data import rows as data_rows
 from swarm.data.demo_text import demo_text, pydoc_samples
 from swarm.data.encoding import Encoded, encode_row
 from swarm.data.stream import (
@@ -22,7 +23,6 @@ from swarm.data.stream import (
     samples_from_text,
     split_microbatches,
 )
-from swarm.data.stream import rows as data_rows
 from swarm.errors import BadCheckpoint, BadData
 
 EOS = 3

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from swarm.data import tables as data_tables
 from swarm.data.rows import ChatRow, PairRow, Row, TextRow
 from swarm.data.stream import load_samples
-from swarm.data.stream import tables as data_tables
 from swarm.data.tables import read_dataset, read_hub
 from swarm.errors import BadData
 from tests.unit.swarm.test_data import LetterTokenizer

@@ -13,7 +13,7 @@ from peers.private.membership import Role
 from swarm import commands
 from swarm.cli.main import main
 from swarm.join_string import Join, RunDirectory, save_join
-from swarm.lan.discovery import discovery as lan
+from swarm.lan import discovery as lan
 from swarm.new_run import create_run
 from swarm.options import ServeOptions
 from swarm.peer import Peer

@@ -15,9 +15,9 @@ import pytest
 from peers.network import PeerId
 from peers.records import EvaluationRecord, TrainerRecord, check_record
 from swarm.reports.metrics import Value
+from swarm.training import validation
 from swarm.training.best_adapter import BEST, BestAdapter, read_best
 from swarm.training.evaluation_sums import LabelSums, Sums, label_sums, pack
-from swarm.training.jobs import validation
 from swarm.training.trainer import SwarmView
 from swarm.training.validation import Validation, sums_of
 from tests.fakes import RUN, FakeDirectory, fake_peer_id

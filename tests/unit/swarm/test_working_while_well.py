@@ -9,7 +9,7 @@ import pytest
 
 from peers.errors import BadMembership, NoRoute
 from swarm.node import Node
-from swarm.training.jobs import jobs as training
+from swarm.training import jobs as training
 from swarm.training.jobs import while_well
 
 
