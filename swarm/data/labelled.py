@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from peers.records import DIGEST_BYTES
 from swarm.errors import BadData
-from swarm.training.evaluation_sums import MAX_LABELS
 
 if TYPE_CHECKING:
     from swarm.data.stream import Sample
 
+MAX_LABELS = 64
 NO_LABEL = -1
 _NO_LOSS = -100
 

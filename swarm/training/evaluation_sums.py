@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.data.labelled import MAX_LABELS
+
 Counts = NDArray[np.int64]
 
-MAX_LABELS = 64
 MOST_BINS = 128
 MAX_TOKENS = 10**9  # of one peer, as much as a peer may weigh in a round
 MAX_MEAN_LOSS = 1e3  # nats; a model that knows nothing has the logarithm of its vocabulary, at most 13

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_f1_score
 
+from swarm.data.labelled import MAX_LABELS
 from swarm.training.evaluation_sums import (
-    MAX_LABELS,
     MAX_TOKENS,
     MOST_BINS,
     MOST_BYTES,

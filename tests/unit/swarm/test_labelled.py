@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm.data.labelled import NO_LABEL, check_labels, with_label
+from swarm.data.labelled import MAX_LABELS, NO_LABEL, check_labels, with_label
 from swarm.data.rows import ChatRow, LabelRow, PairRow, TextRow, row_of
 from swarm.data.stream import NO_LOSS, SampleSet, load_samples
 from swarm.errors import BadData
-from swarm.training.evaluation_sums import MAX_LABELS
 from tests.errors_page import met
 from tests.unit.swarm.test_data import EOS, LetterTokenizer
 
