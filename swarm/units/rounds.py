@@ -150,8 +150,11 @@ class RoundKeeper:
         """With whom this host averages next, of all who are live."""
         averaging = self._config.averaging
         spans = {record.peer: record.span for record in others} | {self._around.pool.me: self._host.span}
+        behind_nat = {record.peer for record in others if record.behind_nat}
+        if self._around.behind_nat:
+            behind_nat.add(self._around.pool.me)
         most = averaging.group_peers if averaging.recipe.can_mix else MAX_GROUP_PEERS
-        meeting = meeting_of(self._around.pool.me, spans, number, most)
+        meeting = meeting_of(self._around.pool.me, spans, number, most, behind_nat)
         self._catching_up.is_mixing = meeting.is_mixing
         return meeting
 
