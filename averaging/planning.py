@@ -70,9 +70,9 @@ def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool =
     if _is_behind(mine, trusted, config):
         return _all_kept(mine, "others are at a newer round; fetch it first", behind=True)
     equals = _equals(mine, trusted, left_out)
-    if is_mixing:
-        equals = [replace(entry, units=_of_any_state(entry.units)) for entry in equals]
     brought = _brought(equals, mine.number, config, left_out)
+    if is_mixing:
+        brought = {unit: _of_any_state(holders, config.recipe) for unit, holders in brought.items()}
     members = _Members(
         group_id=group.group_id, client_mode={entry.peer: entry.client_mode for entry in equals}, brought=brought
     )
@@ -193,8 +193,13 @@ def _brought(
     return found
 
 
-def _of_any_state(units: Mapping[UnitId, Brought]) -> dict[UnitId, Brought]:
-    return {unit: replace(brought, version=Version()) for unit, brought in units.items()}
+def _of_any_state(holders: Mapping[PeerId, Brought], recipe: Recipe) -> dict[PeerId, Brought]:
+    """As if all stood on one state; under RoLoRA on one of each round, which says what half of a unit is trained."""
+    has_halves = recipe.merging == "rolora"
+    return {
+        peer: replace(brought, version=Version(number=brought.version.number if has_halves else 0))
+        for peer, brought in holders.items()
+    }
 
 
 def _refusal(brought: Brought, number: int, config: AveragingConfig) -> str:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _MOST_WINDOW_SECONDS = 30.0
 _TOO_MANY = (
     "%d hosts share blocks, and this run's rules of rounds need them in one group of at most %d; "
-    "use merging 'mean', 'ffa' or 'rolora' without outer optimizer, scaffold or overlap"
+    "use merging 'mean', 'ffa' or 'rolora' without outer optimizer, scaffold, fednova, overlap, int4 or topk"
 )
 
 
