@@ -155,10 +155,14 @@ def _outcasts(contributions: Sequence[Contribution]) -> frozenset[PeerId]:
 
 
 def _is_behind(mine: Contribution, contributions: Sequence[Contribution], config: AveragingConfig) -> bool:
-    """Whether others are at a newer round. One peer alone may not claim to be absurdly far ahead; a majority may."""
-    newer = [entry.number for entry in contributions if entry.layout == mine.layout and entry.number > mine.number]
-    plausible = any(number - mine.number <= config.max_rounds_ahead for number in newer)
-    return plausible or 2 * len(newer) > len(contributions)
+    """Whether others are at a newer round: most of the others, or most of all where it is absurdly far ahead.
+
+    One alone of several does not stop the rest: it is left out, and what it has is looked at when this round is over.
+    """
+    others = [entry for entry in contributions if entry.layout == mine.layout and entry.peer != mine.peer]
+    newer = [entry.number for entry in others if entry.number > mine.number]
+    near = [number for number in newer if number - mine.number <= config.max_rounds_ahead]
+    return 2 * len(near) > len(others) or 2 * len(newer) > len(contributions)
 
 
 def _equals(mine: Contribution, contributions: Sequence[Contribution], left_out: list[LeftOut]) -> list[Contribution]:

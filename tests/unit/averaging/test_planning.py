@@ -253,6 +253,24 @@ def test_one_peer_from_an_absurd_future_stops_nobody_but_a_majority_is_believed(
     assert planning.plan(most, "a", CONFIG).behind
 
 
+@pytest.mark.parametrize("ahead", [1, CONFIG.max_rounds_ahead])
+def test_one_of_several_that_says_it_is_ahead_does_not_stop_the_others(ahead):
+    newer = {"number": 5 + ahead}
+    group = group_of(bring("a", [0]), bring("b", [0]), bring("c", [0], **newer))
+    for peer in ("a", "b"):
+        plan = planning.plan(group, PeerId(peer), CONFIG)
+        assert plan.classes[0].holders == ("a", "b")
+        assert [(entry.peer, entry.reason) for entry in plan.left_out] == [
+            ("c", f"it is at round {5 + ahead}, this is round 5")
+        ]
+    pair = group_of(bring("a", [0]), bring("c", [0], **newer))
+    assert planning.plan(pair, PeerId("a"), CONFIG).behind, "there is nobody else to ask"
+    most = group_of(bring("a", [0]), bring("b", [0]), *[bring(peer, [0], **newer) for peer in "cd"])
+    assert planning.plan(most, PeerId("a"), CONFIG).behind
+    strangers = [bring(peer, [0], layout="other") for peer in "xyz"]
+    assert planning.plan(group_of(*pair.contributions, *strangers), PeerId("a"), CONFIG).behind
+
+
 def test_nobody_is_behind_peers_whom_most_distrust():
     false = frozenset({PeerId("c")})
     group = group_of(bring("a", [0], distrusts=false), bring("b", [0], distrusts=false), bring("c", [0], number=9))
