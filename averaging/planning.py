@@ -39,7 +39,7 @@ class Plan:
     `classes` are those that this peer holds, `helped` those of others that it reduces for; `shares` say, per unit, what
     each of its class's holders counts for, in their order (one entry for `alone`, units that nobody else brought).
     `samples` are those behind each unit's mean. `kept` are own units that take no part, with the reason; `stale` those
-    of them of which another holder has a newer state.
+    of them of which another holder has a newer state. `unheard` are own units for which this peer counts for nothing.
     """
 
     behind: bool = False
@@ -50,6 +50,7 @@ class Plan:
     alone: tuple[UnitId, ...] = ()
     kept: Mapping[UnitId, str]
     stale: frozenset[UnitId] = frozenset()
+    unheard: frozenset[UnitId] = frozenset()
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -281,6 +282,9 @@ def _divide(mine: Contribution, members: _Members, left_out: list[LeftOut], conf
         alone=tuple(alone),
         kept=kept,
         stale=frozenset(stale),
+        unheard=frozenset(
+            unit for unit in shares if unit in mine.units and _weight(mine.units[unit], config.recipe) == 0
+        ),
         left_out=tuple(left_out),
     )
 

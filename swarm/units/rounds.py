@@ -216,7 +216,7 @@ class RoundKeeper:
             if len(company):
                 self._arrivals.saw(outcome.seconds.formed, is_full=len(outcome.peers) > len(company))
             whole, outcome = outcome, withhold(outcome, company)
-            self._averager.forget(whole.applied.keys() - outcome.applied.keys())
+            self._averager.withdraw(whole.applied.keys() - outcome.applied.keys())
             if not outcome.behind:
                 if recipe.overlap:
                     await stack.enter_async_context(self._host.in_round())

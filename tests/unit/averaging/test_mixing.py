@@ -1,4 +1,4 @@
-"""Groups of a large run bring whole values, on whatever state: what comes out is the weighted mean of what is trained."""
+"""Groups of a large run bring whole values, on whatever state: the weighted mean of what is trained comes out."""
 
 from __future__ import annotations
 
