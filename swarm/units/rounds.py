@@ -181,7 +181,7 @@ class RoundKeeper:
             return
         self.last, self._progress.proposal = outcome, None
         self._last_at = self._around.dht_time()
-        self._ban(outcome)
+        self.company.judge(outcome)
         if outcome.behind or outcome.stale:
             await self.catch_up(stale=outcome.stale)
         if outcome.behind:
@@ -229,13 +229,6 @@ class RoundKeeper:
                 )
                 await self._host.apply(result)
         return outcome
-
-    def _ban(self, outcome: RoundOutcome) -> None:
-        for peer, ban in self.company.strike(outcome.offenders).items():
-            logger.warning(
-                "round %d: peer %s is banned for %.0f s: most holders had values from it that cannot be right",
-                outcome.number, peer, ban.seconds,
-            )  # fmt: skip
 
     def _note_samples(self, others: Sequence[ProgressRecord]) -> None:
         """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
