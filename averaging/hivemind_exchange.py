@@ -194,7 +194,7 @@ class HivemindExchange:
         return kind(
             place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run, limit=self._limit),
             work=work,
-            peer_fractions=planning.fractions(unit_class.reducers, group.contributions),
+            peer_fractions=planning.fractions(unit_class.reducers, group.contributions, self._config.recipe.robust),
             config=replace(self._config, part_bytes=planning.part_bytes(group.contributions, self._config)),
         )
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.exchange import Brought, Contribution, Group, UnitClass, Version
@@ -80,11 +81,16 @@ def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool =
     return _divide(mine, members, left_out, config)
 
 
-def fractions(members: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
+def fractions(
+    members: Sequence[PeerId], contributions: Iterable[Contribution], robust: str = "none"
+) -> tuple[float, ...]:
     """Which part of a class each member reduces: in proportion to its bandwidth; nothing for peers behind NAT.
 
     Who does not know its bandwidth counts as the mean of those that do, and as a usual link at least, as those who
     know theirs may do so because they keep it low. All zeros when nobody can be reached.
+
+    Under a `robust` mean nobody counts for more than twice what the one in the middle does: bandwidths are claims, and
+    who reduces nearly all of a class is beyond comparison with the others.
     """
     by_peer = {entry.peer: entry for entry in contributions}
     reachable = [by_peer[peer] for peer in members if not by_peer[peer].client_mode]
@@ -94,6 +100,9 @@ def fractions(members: Sequence[PeerId], contributions: Iterable[Contribution]) 
         entry.peer: entry.megabits_per_second if _is_bandwidth(entry.megabits_per_second) else usual
         for entry in reachable
     }
+    if robust != "none" and speeds:
+        most = 2 * median_low(speeds.values())
+        speeds = {peer: min(speed, most) for peer, speed in speeds.items()}
     total = sum(speeds.values())
     return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in members)
 

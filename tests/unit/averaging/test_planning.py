@@ -308,6 +308,26 @@ def test_who_keeps_its_bandwidth_low_reduces_less_than_those_who_do_not_know_the
     assert planning.fractions([PeerId("a"), PeerId("b")], group) == (20 / 120, 100 / 120)
 
 
+@pytest.mark.parametrize("rule", ["clip", "trimmed", "krum"])
+@pytest.mark.parametrize("claims", [{"h": 1e6}, {"h": 1e6, "a": 0.0}, {"g": 1e5, "h": 1e6}])
+def test_under_a_robust_mean_no_claim_of_bandwidth_gains_more_than_two_usual_parts(rule, claims):
+    names = [PeerId(name) for name in "abcdefgh"]
+    group = [bring(name, [0], megabits_per_second=claims.get(name, 50.0)) for name in names]
+    found = planning.fractions(names, group, rule)
+    assert sum(found) == pytest.approx(1.0)
+    assert max(found) < 2 / 8 + 1e-9
+    assert min(found) > 1 / 16
+    assert max(planning.fractions(names, group)) > 0.5, "whoever trusts all of them uses a fast line"
+
+
+def test_under_a_robust_mean_unlike_lines_still_count_and_nobody_reachable_is_nobody():
+    group = [bring("a", [0], megabits_per_second=100.0), bring("b", [0], megabits_per_second=50.0),
+             bring("c", [0], megabits_per_second=60.0)]  # fmt: skip
+    assert planning.fractions([PeerId(name) for name in "abc"], group, "clip") == (100 / 210, 50 / 210, 60 / 210)
+    hidden = [bring("a", [0], client_mode=True)]
+    assert planning.fractions([PeerId("a")], hidden, "clip") == (0.0,)
+
+
 def test_weights_are_samples_or_tokens_or_equal_and_who_saw_no_sample_has_none():
     entries = [
         Brought(samples=1.0, tokens=30.0),
