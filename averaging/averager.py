@@ -108,6 +108,10 @@ class Averager:
         """These units were replaced by another holder's state."""
         self._feedback.forget(list(units))
 
+    def withdraw(self, units: Iterable[UnitId]) -> None:
+        """What the last round made of these units was not applied after all."""
+        self._feedback.withdraw(units)
+
     async def run_round(
         self,
         number: int,

@@ -36,13 +36,19 @@ class Word:
 class Ballot:
     """All votes that this peer has heard on its own classes, and the words that it hands on.
 
-    `members` are the group's: nobody else's word is kept. Those `behind_nat` cannot call each other: each tells its
+    Only the words that the `members` of the group have said in it are kept: one of another round, handed on once more,
+    would else stand in for the peer's own. Those `behind_nat` cannot call each other: each tells its
     word to whom it can reach, and hears there what the others have said.
     """
 
     def __init__(
-        self, classes: Sequence[UnitClass], members: Collection[PeerId], behind_nat: Collection[PeerId] = ()
+        self,
+        group_id: bytes,
+        classes: Sequence[UnitClass],
+        members: Collection[PeerId],
+        behind_nat: Collection[PeerId] = (),
     ) -> None:
+        self._group_id = group_id
         self._classes = {unit_class.class_id: unit_class for unit_class in classes}
         self._votes: dict[bytes, dict[PeerId, Vote]] = {class_id: {} for class_id in self._classes}
         self._members, self._behind_nat = frozenset(members), frozenset(behind_nat)
@@ -52,7 +58,7 @@ class Ballot:
 
     def hear(self, word: Word) -> None:
         """Count a peer's votes on the classes that both hold. Its first word counts; others are ignored."""
-        if word.peer not in self._members or word.peer in self._words:
+        if word.group_id != self._group_id or word.peer not in self._members or word.peer in self._words:
             return
         self._words[word.peer] = word
         for vote in word.votes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from peers.network import PeerId
@@ -11,6 +11,8 @@ _FIRST_SECONDS = 60.0
 _MOST_SECONDS = 24 * 3600.0
 _FORGIVEN_AFTER = 4.0  # times the last ban, once it is over: then the next offence counts as the first
 _MAX_PEERS = 1024
+_MOST_MISSES = 3  # in a row: a peer that is killed misses once and comes to no other round
+_LEAST_COMPANY = 3  # of two, each could only say that it was the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,21 @@ class Bans:
         """Those who are out now."""
         now = self._now()
         return frozenset(peer for peer, ban in self._bans.items() if now < ban.until)
+
+
+class Misses:
+    """Because of whom classes failed, round after round: such a peer comes to rounds and keeps all others from theirs,
+    as one that nobody can dial though it says so, or whose line is too slow for its part.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row: dict[PeerId, int] = {}
+
+    def saw(self, present: Collection[PeerId], missing: Collection[PeerId]) -> frozenset[PeerId]:
+        """A round with these peers, of whom some could not finish; who has done so too often, and is counted anew."""
+        if len(present) < _LEAST_COMPANY:
+            return frozenset()
+        counts = {peer: self._in_a_row.get(peer, 0) + 1 for peer in present if peer in missing}
+        over = frozenset(peer for peer, count in counts.items() if count >= _MOST_MISSES)
+        self._in_a_row = {peer: count for peer, count in counts.items() if peer not in over}
+        return over

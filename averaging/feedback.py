@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ class Feedback:
     def __init__(self) -> None:
         self._sent: Owed = {}
         self._summed: Owed = {}
+        self._before: dict[UnitId, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
 
     def owed(
         self, units: Sequence[UnitId], like: Mapping[UnitId, UnitTensors]
@@ -32,18 +33,38 @@ class Feedback:
         like: Mapping[UnitId, UnitTensors],
         sent: torch.Tensor | None,
         summed: torch.Tensor | None,
+        *,
+        unheard: Collection[UnitId] = (),
     ) -> None:
-        """A round that applied leaves these debts. One that did not leaves the old ones, so nobody calls this."""
-        for book, vector in ((self._sent, sent), (self._summed, summed)):
+        """A round that applied leaves these debts. One that did not leaves the old ones, so nobody calls this.
+
+        What this peer gave of `unheard` units counted for nothing: what it owed for them it owes still.
+        """
+        for unit in units:
+            self._before[unit] = dict(self._sent.get(unit, {})), dict(self._summed.get(unit, {}))
+        for book, vector, left in ((self._sent, sent, unheard), (self._summed, summed, ())):
             if vector is not None:
                 for unit, tensors in merge.unflatten(vector, units, like).items():
-                    book.setdefault(unit, {}).update({name: tensor.clone() for name, tensor in tensors.items()})
+                    if unit not in left:
+                        book.setdefault(unit, {}).update({name: tensor.clone() for name, tensor in tensors.items()})
+
+    def begin(self) -> None:
+        """What is settled from now on belongs to another round than what was before."""
+        self._before.clear()
+
+    def withdraw(self, units: Iterable[UnitId]) -> None:
+        """What was settled of these units since `begin` was not applied after all: the older debts stand."""
+        for unit in self._before.keys() & set(units):
+            for book, debts in zip((self._sent, self._summed), self._before.pop(unit), strict=True):
+                book.pop(unit, None)
+                if debts:
+                    book[unit] = debts
 
     def forget(self, units: Sequence[UnitId]) -> None:
         """These units were replaced by another holder's state: what was owed to the old one means nothing any more."""
         for unit in units:
-            self._sent.pop(unit, None)
-            self._summed.pop(unit, None)
+            for book in (self._sent, self._summed, self._before):
+                book.pop(unit, None)
 
 
 def _vector(book: Owed, units: Sequence[UnitId], like: Mapping[UnitId, UnitTensors]) -> torch.Tensor | None:

@@ -201,7 +201,7 @@ class ClassRunner(AllReduceRunner):  # type: ignore[misc]
         own = self._parts.by_reducer[self.ordered_peer_ids.index(self.peer_id)]
         sender_index = self.sender_peer_ids.index(self.peer_id)
         for part_index, stretch in enumerate(own):
-            piece = stretch.of(self._debts.vector)
+            piece = self._wire.own(stretch.of(self._debts.vector))  # as others judge it, or parts would differ
             summed = await self.tensor_part_reducer.accumulate_part(sender_index, part_index, piece)
             stretch.of(self._mean).copy_(summed.tensor)
 

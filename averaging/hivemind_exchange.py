@@ -154,7 +154,7 @@ class HivemindExchange:
         loop = asyncio.get_running_loop()
         word = await loop.run_in_executor(None, word_of, group.group_id, votes.values(), self._identity)
         behind_nat = {entry.peer for entry in group.contributions if entry.client_mode}
-        ballot = Ballot(classes, [entry.peer for entry in group.contributions], behind_nat)
+        ballot = Ballot(group.group_id, classes, [entry.peer for entry in group.contributions], behind_nat)
         ballot.hear(word)
         self._ballots.put(group.group_id, ballot)
         try:
@@ -194,7 +194,7 @@ class HivemindExchange:
         return kind(
             place=Place(p2p=self._network.p2p, servicer_type=AveragingServicer, namespace=self._run, limit=self._limit),
             work=work,
-            peer_fractions=planning.fractions(unit_class.reducers, group.contributions),
+            peer_fractions=planning.fractions(unit_class.reducers, group.contributions, self._config.recipe.robust),
             config=replace(self._config, part_bytes=planning.part_bytes(group.contributions, self._config)),
         )
 

@@ -65,6 +65,10 @@ class Wire:
             piece = self._codec.codec.decode(self._taken(numbered), numbered[1].num_values)
         except BadTensors:
             return None
+        return self.own(piece)
+
+    def own(self, piece: torch.Tensor) -> Piece:
+        """A finite piece, this peer's own too; None where its values can be no update."""
         lowest, highest = torch.aminmax(piece)
         return piece if -self._max_update <= float(lowest) and float(highest) <= self._max_update else None
 

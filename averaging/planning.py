@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 
 from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.exchange import Brought, Contribution, Group, UnitClass, Version
@@ -39,7 +40,7 @@ class Plan:
     `classes` are those that this peer holds, `helped` those of others that it reduces for; `shares` say, per unit, what
     each of its class's holders counts for, in their order (one entry for `alone`, units that nobody else brought).
     `samples` are those behind each unit's mean. `kept` are own units that take no part, with the reason; `stale` those
-    of them of which another holder has a newer state.
+    of them of which another holder has a newer state. `unheard` are own units for which this peer counts for nothing.
     """
 
     behind: bool = False
@@ -50,6 +51,7 @@ class Plan:
     alone: tuple[UnitId, ...] = ()
     kept: Mapping[UnitId, str]
     stale: frozenset[UnitId] = frozenset()
+    unheard: frozenset[UnitId] = frozenset()
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -70,20 +72,25 @@ def plan(group: Group, me: PeerId, config: AveragingConfig, *, is_mixing: bool =
     if _is_behind(mine, trusted, config):
         return _all_kept(mine, "others are at a newer round; fetch it first", behind=True)
     equals = _equals(mine, trusted, left_out)
-    if is_mixing:
-        equals = [replace(entry, units=_of_any_state(entry.units)) for entry in equals]
     brought = _brought(equals, mine.number, config, left_out)
+    if is_mixing:
+        brought = {unit: _of_any_state(holders, config.recipe) for unit, holders in brought.items()}
     members = _Members(
         group_id=group.group_id, client_mode={entry.peer: entry.client_mode for entry in equals}, brought=brought
     )
     return _divide(mine, members, left_out, config)
 
 
-def fractions(members: Sequence[PeerId], contributions: Iterable[Contribution]) -> tuple[float, ...]:
+def fractions(
+    members: Sequence[PeerId], contributions: Iterable[Contribution], robust: str = "none"
+) -> tuple[float, ...]:
     """Which part of a class each member reduces: in proportion to its bandwidth; nothing for peers behind NAT.
 
     Who does not know its bandwidth counts as the mean of those that do, and as a usual link at least, as those who
     know theirs may do so because they keep it low. All zeros when nobody can be reached.
+
+    Under a `robust` mean nobody counts for more than twice what the one in the middle does: bandwidths are claims, and
+    who reduces nearly all of a class is beyond comparison with the others.
     """
     by_peer = {entry.peer: entry for entry in contributions}
     reachable = [by_peer[peer] for peer in members if not by_peer[peer].client_mode]
@@ -93,6 +100,9 @@ def fractions(members: Sequence[PeerId], contributions: Iterable[Contribution]) 
         entry.peer: entry.megabits_per_second if _is_bandwidth(entry.megabits_per_second) else usual
         for entry in reachable
     }
+    if robust != "none" and speeds:
+        most = 2 * median_low(speeds.values())
+        speeds = {peer: min(speed, most) for peer, speed in speeds.items()}
     total = sum(speeds.values())
     return tuple(speeds.get(peer, 0.0) / total if total else 0.0 for peer in members)
 
@@ -155,10 +165,14 @@ def _outcasts(contributions: Sequence[Contribution]) -> frozenset[PeerId]:
 
 
 def _is_behind(mine: Contribution, contributions: Sequence[Contribution], config: AveragingConfig) -> bool:
-    """Whether others are at a newer round. One peer alone may not claim to be absurdly far ahead; a majority may."""
-    newer = [entry.number for entry in contributions if entry.layout == mine.layout and entry.number > mine.number]
-    plausible = any(number - mine.number <= config.max_rounds_ahead for number in newer)
-    return plausible or 2 * len(newer) > len(contributions)
+    """Whether others are at a newer round: most of the others, or most of all where it is absurdly far ahead.
+
+    One alone of several does not stop the rest: it is left out, and what it has is looked at when this round is over.
+    """
+    others = [entry for entry in contributions if entry.layout == mine.layout and entry.peer != mine.peer]
+    newer = [entry.number for entry in others if entry.number > mine.number]
+    near = [number for number in newer if number - mine.number <= config.max_rounds_ahead]
+    return 2 * len(near) > len(others) or 2 * len(newer) > len(contributions)
 
 
 def _equals(mine: Contribution, contributions: Sequence[Contribution], left_out: list[LeftOut]) -> list[Contribution]:
@@ -193,8 +207,13 @@ def _brought(
     return found
 
 
-def _of_any_state(units: Mapping[UnitId, Brought]) -> dict[UnitId, Brought]:
-    return {unit: replace(brought, version=Version()) for unit, brought in units.items()}
+def _of_any_state(holders: Mapping[PeerId, Brought], recipe: Recipe) -> dict[PeerId, Brought]:
+    """As if all stood on one state; under RoLoRA on one of each round, which says what half of a unit is trained."""
+    has_halves = recipe.merging == "rolora"
+    return {
+        peer: replace(brought, version=Version(number=brought.version.number if has_halves else 0))
+        for peer, brought in holders.items()
+    }
 
 
 def _refusal(brought: Brought, number: int, config: AveragingConfig) -> str:
@@ -272,6 +291,9 @@ def _divide(mine: Contribution, members: _Members, left_out: list[LeftOut], conf
         alone=tuple(alone),
         kept=kept,
         stale=frozenset(stale),
+        unheard=frozenset(
+            unit for unit in shares if unit in mine.units and _weight(mine.units[unit], config.recipe) == 0
+        ),
         left_out=tuple(left_out),
     )
 

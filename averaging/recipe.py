@@ -75,8 +75,13 @@ class Recipe:
 
     @property
     def can_mix(self) -> bool:
-        """Whether groups with different states can average: not where holders agree on more than the values."""
-        return self.merging != "power" and self.outer == "none" and self.local != "scaffold" and not self.overlap
+        """Whether groups with different states can average: they bring whole values and no changes (grouping.py).
+
+        Not where holders agree on more than the values, where shares do not sum to 1, as FedNova's, or where a codec
+        keeps too little of a value: what a change loses comes in the next round, and what a value loses is gone.
+        """
+        needs_one_state = self.merging == "power" or self.outer != "none" or self.overlap
+        return not (needs_one_state or self.local in ("scaffold", "fednova") or self.codec in ("int4", "topk"))
 
     @property
     def digest(self) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from averaging.config import AveragingConfig
 from averaging.exchange import UnitClass, Vote
 from averaging.robust import convicted
 from peers.network import PeerId
 
-_MAX_LEAD_SECONDS = 60.0  # a proposal further ahead than this is an error or an attack: it would hold up the round
+MOST_WINDOW_SECONDS = 30.0
+_CLOCK_SECONDS = 3.0  # clocks that are further apart cannot work together (their DHT records do not count)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -68,7 +69,7 @@ def should_begin(
     A round begins when the run has seen enough samples, or any at all after `config.round_seconds`.
     """
     current = [entry for entry in progress if entry.number == number]
-    if agreed_moment(current, number, pacing.now) is not None:
+    if agreed_moment(current, number, pacing.now, config) is not None:
         return None
     samples = sum(entry.samples for entry in current if math.isfinite(entry.samples) and entry.samples > 0)
     overdue = 0 < config.round_seconds <= pacing.since_last
@@ -77,14 +78,30 @@ def should_begin(
     return None
 
 
-def agreed_moment(proposals: Iterable[PeerProgress], number: int, now: float) -> Moment | None:
-    """When round `number` begins: the earliest proposal for it. Absurd ones are ignored."""
+def agreed_moment(proposals: Iterable[PeerProgress], number: int, now: float, config: AveragingConfig) -> Moment | None:
+    """When round `number` begins: the earliest proposal for it that still can be met.
+
+    One that is over, as a dead peer leaves it, or further ahead than peers propose would hold up the round: it is
+    ignored. A window is taken for as much of it as any peer can have learnt.
+    """
     moments = [
-        entry.moment
+        _with_bounded_window(entry.moment, config)
         for entry in proposals
-        if entry.number == number and entry.moment is not None and abs(entry.moment.begin_at - now) <= _MAX_LEAD_SECONDS
+        if entry.number == number and entry.moment is not None
     ]
-    return min(moments, default=None)
+    latest = now + config.lead_seconds + _CLOCK_SECONDS
+    return min((each for each in moments if each.begin_at <= latest and now <= gives_up_at(each, config)), default=None)
+
+
+def least_window(config: AveragingConfig) -> float:
+    """In less than so many seconds no peer has asked another twice."""
+    return 2 * config.request_seconds
+
+
+def gives_up_at(moment: Moment, config: AveragingConfig) -> float:
+    """When a round that has no group by then does not happen (DHT time, s)."""
+    # Twice the window: hivemind declares itself anew once when nobody answered the first time.
+    return moment.begin_at + 2 * moment.window + config.request_seconds
 
 
 def plausible_round(own: int, others: Sequence[int], config: AveragingConfig) -> int:
@@ -130,6 +147,10 @@ def offenders(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> frozenset[
 def is_decided(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> bool:
     """Whether waiting for more votes cannot change the outcome: all are in, or one says no."""
     return any(not vote.complete for vote in votes.values()) or votes.keys() >= set(unit_class.holders)
+
+
+def _with_bounded_window(moment: Moment, config: AveragingConfig) -> Moment:
+    return replace(moment, window=min(MOST_WINDOW_SECONDS, max(least_window(config), moment.window)))
 
 
 def _accused(unit_class: UnitClass, by_peer: Mapping[PeerId, frozenset[PeerId]]) -> frozenset[PeerId]:

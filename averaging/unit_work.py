@@ -64,6 +64,7 @@ class RoundWork:
         feedback: Feedback,
     ) -> tuple[dict[UnitId, UnitResult], dict[UnitId, str], float | None]:
         """New states, units kept with the reason, and the merging error over all that was merged with others."""
+        feedback.begin()
         applied: dict[UnitId, UnitResult] = {}
         kept = dict(self._plan.kept)
         errors: list[tuple[float, float]] = []
@@ -84,7 +85,7 @@ class RoundWork:
                 kept.update(dict.fromkeys(entry.units, str(error)))
                 continue
             applied.update(states)
-            feedback.settle(entry.units, self._brought, result.owed_sent, result.owed_sum)
+            feedback.settle(entry.units, self._brought, result.owed_sent, result.owed_sum, unheard=self._plan.unheard)
             errors += self._errors(entry, states, votes.get(entry.class_id, {}))
         return applied, kept, _overall(errors)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from averaging.bans import Ban, Bans
+from averaging.averager import RoundOutcome
+from averaging.bans import Bans, Misses
 from blocks.spans import Span
 from peers.directory import Directory
 from peers.network import PeerId
 from peers.records import ProgressRecord
 from peers.routes.router import LiveRouter
 from peers.streams.pool import Pool
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +41,7 @@ class Company:
     def __init__(self, around: Surroundings, run: str, whole: Span) -> None:
         self._around, self._run, self._whole = around, run, whole
         self._records: Sequence[ProgressRecord] = ()
-        self._bans = Bans(around.dht_time)
+        self._bans, self._misses = Bans(around.dht_time), Misses()
 
     async def look(self) -> list[ProgressRecord]:
         """Read the directory; returns `others`."""
@@ -72,6 +76,12 @@ class Company:
         """Whom this peer does not average with now."""
         return self._bans.banned()
 
-    def strike(self, offenders: frozenset[PeerId]) -> dict[PeerId, Ban]:
-        """Ban them, for longer each time."""
-        return self._bans.strike(offenders - {self._around.pool.me})
+    def judge(self, outcome: RoundOutcome) -> None:
+        """Ban whom most holders accuse after a round, and who has kept the others from theirs; for longer each time."""
+        spoilers = self._misses.saw(outcome.peers, outcome.missing) - outcome.offenders
+        for peers, why in (
+            (outcome.offenders, "most holders had values from it that cannot be right"),
+            (spoilers, "several rounds in a row failed because of it"),
+        ):
+            for peer, ban in self._bans.strike(peers - {self._around.pool.me}).items():
+                logger.warning("round %d: peer %s is banned for %.0f s: %s", outcome.number, peer, ban.seconds, why)

@@ -17,7 +17,17 @@ from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.errors import RoundFailed
 from averaging.exchange import VERSION_DIGEST_BYTES, Brought, Call, Version
 from averaging.grouping import Meeting, meeting_of
-from averaging.rounds import Moment, Pacing, PeerProgress, agreed_moment, has_quorum, should_begin
+from averaging.rounds import (
+    MOST_WINDOW_SECONDS,
+    Moment,
+    Pacing,
+    PeerProgress,
+    agreed_moment,
+    gives_up_at,
+    has_quorum,
+    least_window,
+    should_begin,
+)
 from averaging.unit_round import UnitInput
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.training.ledger import Counted
@@ -33,10 +43,9 @@ from swarm.units.progress import ProgressTeller, progress_of
 
 logger = logging.getLogger(__name__)
 
-_MOST_WINDOW_SECONDS = 30.0
 _TOO_MANY = (
     "%d hosts share blocks, and this run's rules of rounds need them in one group of at most %d; "
-    "use merging 'mean', 'ffa' or 'rolora' without outer optimizer, scaffold or overlap"
+    "use merging 'mean', 'ffa' or 'rolora' without outer optimizer, scaffold, fednova, overlap, int4 or topk"
 )
 
 
@@ -71,7 +80,7 @@ class RoundKeeper:
         )
         averaging = config.averaging
         self._arrivals = Arrivals(
-            first=averaging.matchmaking_seconds, least=2 * averaging.request_seconds, most=_MOST_WINDOW_SECONDS
+            first=averaging.matchmaking_seconds, least=least_window(averaging), most=MOST_WINDOW_SECONDS
         )
         self._last_at = around.dht_time()
 
@@ -125,7 +134,7 @@ class RoundKeeper:
         now = self._around.dht_time()
         number = self.number
         entries = [*(progress_of(record) for record in others), self._progress.own()]
-        moment = agreed_moment(entries, number, now)
+        moment = agreed_moment(entries, number, now, self._config.averaging)
         if moment is None:
             pacing = Pacing(now=now, since_last=now - self._last_at, window=self._arrivals.window())
             moment = should_begin(self._busiest(others), number, self._config.averaging, pacing)
@@ -150,8 +159,11 @@ class RoundKeeper:
         """With whom this host averages next, of all who are live."""
         averaging = self._config.averaging
         spans = {record.peer: record.span for record in others} | {self._around.pool.me: self._host.span}
+        behind_nat = {record.peer for record in others if record.behind_nat}
+        if self._around.behind_nat:
+            behind_nat.add(self._around.pool.me)
         most = averaging.group_peers if averaging.recipe.can_mix else MAX_GROUP_PEERS
-        meeting = meeting_of(self._around.pool.me, spans, number, most)
+        meeting = meeting_of(self._around.pool.me, spans, number, most, behind_nat)
         self._catching_up.is_mixing = meeting.is_mixing
         return meeting
 
@@ -169,7 +181,7 @@ class RoundKeeper:
             return
         self.last, self._progress.proposal = outcome, None
         self._last_at = self._around.dht_time()
-        self._ban(outcome)
+        self.company.judge(outcome)
         if outcome.behind or outcome.stale:
             await self.catch_up(stale=outcome.stale)
         if outcome.behind:
@@ -204,7 +216,7 @@ class RoundKeeper:
             if len(company):
                 self._arrivals.saw(outcome.seconds.formed, is_full=len(outcome.peers) > len(company))
             whole, outcome = outcome, withhold(outcome, company)
-            self._averager.forget(whole.applied.keys() - outcome.applied.keys())
+            self._averager.withdraw(whole.applied.keys() - outcome.applied.keys())
             if not outcome.behind:
                 if recipe.overlap:
                     await stack.enter_async_context(self._host.in_round())
@@ -217,13 +229,6 @@ class RoundKeeper:
                 )
                 await self._host.apply(result)
         return outcome
-
-    def _ban(self, outcome: RoundOutcome) -> None:
-        for peer, ban in self.company.strike(outcome.offenders).items():
-            logger.warning(
-                "round %d: peer %s is banned for %.0f s: most holders had values from it that cannot be right",
-                outcome.number, peer, ban.seconds,
-            )  # fmt: skip
 
     def _note_samples(self, others: Sequence[ProgressRecord]) -> None:
         """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
@@ -314,11 +319,10 @@ def _brought(units: Mapping[UnitId, UnitState], counted: Mapping[UnitId, Counted
 
 
 def _call(moment: Moment, expected: int, meeting: Meeting, config: AveragingConfig) -> Call:
-    # Twice the window: hivemind declares itself anew once when nobody answered the first time.
     return Call(
         begin_at=moment.begin_at,
         window=moment.window,
-        deadline=moment.begin_at + 2 * moment.window + config.request_seconds,
+        deadline=gives_up_at(moment, config),
         expected=expected,
         label=meeting.label,
         is_mixing=meeting.is_mixing,

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,25 @@ async def test_an_update_that_cannot_be_right_is_dropped_its_sender_named_and_th
                 clean.append(torch.isclose(value, honest, rtol=1e-5, atol=1e-6).flatten())
         share = torch.cat(clean).float().mean()
         assert share > 0.6, "two of three reducers are honest, and in what they combined nothing is the liar's"
+
+
+class Diverged(HivemindExchange):
+    """Honest, and its training is not: its whole update is beyond what any can be."""
+
+    def _runner(self, group, work):
+        return super()._runner(group, replace(work, vector=work.vector * 1e9))
+
+
+async def test_a_peer_drops_its_own_update_that_cannot_be_right_from_what_it_combines(tmp_path):
+    async with members(tmp_path, [Span(0, 2)] * 3, [HivemindExchange, Diverged, HivemindExchange]) as peers:
+        outcomes = await play(peers, 1)
+        for outcome in outcomes:
+            assert outcome.offenders == {peers[1].network.peer_id}
+            assert outcome.applied.keys() == peers[0].units().keys()
+            for unit, result in outcome.applied.items():
+                for name, value in result.tensors.items():
+                    honest = merge.weighted_mean([peers[index].units()[unit][name] for index in (0, 2)], [1.0, 3.0])
+                    torch.testing.assert_close(value, honest, rtol=1e-5, atol=1e-6)
 
 
 @contextlib.asynccontextmanager

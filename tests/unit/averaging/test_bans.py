@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from averaging.bans import Bans
+from averaging.bans import Bans, Misses
 from peers.network import PeerId
 
 ANN, BOB = PeerId("ann"), PeerId("bob")
@@ -92,3 +92,25 @@ def test_the_book_is_bounded_and_lets_go_of_bans_that_end_first(bans, clock):
     assert len(bans.banned()) == 1024
     assert bans.banned() >= {ANN, *newest}
     assert bans.strike([ANN])[ANN].strikes == 3, "who is let go of would begin anew"
+
+
+CAT = PeerId("cat")
+ALL = ANN, BOB, CAT
+
+
+def test_who_keeps_the_others_from_three_rounds_in_a_row_is_named_and_counted_anew():
+    misses = Misses()
+    assert [misses.saw(ALL, {BOB}) for _ in range(6)] == [frozenset(), frozenset(), {BOB}] * 2
+
+
+@pytest.mark.parametrize("between", [(ALL, {CAT}), (ALL, frozenset()), ((ANN, CAT, PeerId("dan")), {BOB})])
+def test_a_round_that_a_peer_finishes_or_does_not_come_to_is_not_held_against_it(between):
+    misses = Misses()
+    found = [misses.saw(ALL, {BOB}) for _ in range(2)]
+    found += [misses.saw(*between), misses.saw(ALL, {BOB}), misses.saw(ALL, {BOB})]
+    assert not any(found)
+
+
+def test_of_two_peers_neither_is_named():
+    misses = Misses()
+    assert not any(misses.saw((ANN, BOB), {BOB}) for _ in range(9))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from averaging import merge
+from averaging import merge, planning
+from averaging.exchange import Reduced
 from averaging.feedback import Feedback
+from averaging.merging import UnitView
+from averaging.recipe import Recipe
+from averaging.rounds import Applied
+from averaging.unit_round import UnitInput, UnitRules
+from averaging.unit_work import RoundWork
 from blocks.spans import unit_of
+from peers.network import PeerId
+from tests.unit.averaging.contributions import CONFIG, bring, group_of
 
 UNITS = [unit_of("default", block) for block in range(3)]
 
@@ -115,3 +124,53 @@ def test_the_book_keeps_copies_and_gives_copies():
     assert torch.equal(given, merge.flatten(UNITS, SENT))
     given.zero_()
     assert torch.equal(feedback.owed(UNITS, LIKE)[0], merge.flatten(UNITS, SENT))
+
+
+def test_who_counted_for_nothing_still_owes_what_it_owed_and_of_its_sums_what_is_new():
+    feedback = settled()
+    later = {unit: tensors(40 + block) for block, unit in enumerate(UNITS)}
+    vector = merge.flatten(UNITS, later)
+    feedback.settle(UNITS, LIKE, vector, vector, unheard={UNITS[1]})
+    sent, summed = owed(feedback, UNITS)
+    assert torch.equal(sent, merge.flatten(UNITS, later | {UNITS[1]: SENT[UNITS[1]]}))
+    assert torch.equal(summed, vector)
+
+
+def test_a_result_that_is_not_applied_after_all_leaves_the_older_debts():
+    feedback = settled()
+    vector = merge.flatten(UNITS, {unit: tensors(50) for unit in UNITS})
+    feedback.settle(UNITS, LIKE, vector, vector)
+    feedback.withdraw(UNITS[:2])
+    for found, old in zip(owed(feedback, UNITS), (SENT, SUMMED), strict=True):
+        assert torch.equal(found, merge.flatten(UNITS, old | {UNITS[2]: tensors(50)}))
+    first = Feedback()
+    first.settle(UNITS, LIKE, vector, None)
+    first.withdraw(UNITS)
+    assert first.owed(UNITS, LIKE) == (None, None)
+
+
+def test_a_unit_that_was_not_in_the_round_that_is_withdrawn_keeps_its_debts():
+    feedback = settled()
+    feedback.begin()
+    feedback.withdraw(UNITS)
+    for found, old in zip(owed(feedback, UNITS), (SENT, SUMMED), strict=True):
+        assert torch.equal(found, merge.flatten(UNITS, old))
+
+
+@pytest.mark.parametrize(("samples", "is_heard"), [(0.0, False), (2.0, True)])
+def test_a_round_in_which_a_peer_has_no_say_does_not_pay_what_it_owes(samples, is_heard):
+    unit, ann, bob = unit_of("default", 0), PeerId("ann"), PeerId("bob")
+    group = group_of(bring(ann, [0], samples), bring(bob, [0]))
+    plan = planning.plan(group, ann, CONFIG)
+    still = {name: torch.ones_like(tensor) for name, tensor in LIKE[unit].items()}
+    view = UnitView(unit=unit, round=4, live=still, anchor=still, outer={}, scaling=1.0)
+    work, feedback = RoundWork(UnitRules(Recipe()), plan, {unit: UnitInput(view=view)}, 5), Feedback()
+    old, new = (merge.flatten([unit], {unit: tensors(seed)}) for seed in (1, 2))
+    feedback.settle([unit], {unit: still}, old, None)
+    [entry] = work.entries(feedback)
+    assert entry.owed_sent is not None
+    key = entry.unit_class.class_id
+    reduced = {key: Reduced(mean=torch.zeros_like(old), digest=b"d", owed_sent=new)}
+    work.take_means(reduced)
+    work.finish(reduced, {key: Applied(b"d")}, {}, feedback)
+    assert torch.equal(feedback.owed([unit], {unit: still})[0], new if is_heard else old)

@@ -253,6 +253,24 @@ def test_one_peer_from_an_absurd_future_stops_nobody_but_a_majority_is_believed(
     assert planning.plan(most, "a", CONFIG).behind
 
 
+@pytest.mark.parametrize("ahead", [1, CONFIG.max_rounds_ahead])
+def test_one_of_several_that_says_it_is_ahead_does_not_stop_the_others(ahead):
+    newer = {"number": 5 + ahead}
+    group = group_of(bring("a", [0]), bring("b", [0]), bring("c", [0], **newer))
+    for peer in ("a", "b"):
+        plan = planning.plan(group, PeerId(peer), CONFIG)
+        assert plan.classes[0].holders == ("a", "b")
+        assert [(entry.peer, entry.reason) for entry in plan.left_out] == [
+            ("c", f"it is at round {5 + ahead}, this is round 5")
+        ]
+    pair = group_of(bring("a", [0]), bring("c", [0], **newer))
+    assert planning.plan(pair, PeerId("a"), CONFIG).behind, "there is nobody else to ask"
+    most = group_of(bring("a", [0]), bring("b", [0]), *[bring(peer, [0], **newer) for peer in "cd"])
+    assert planning.plan(most, PeerId("a"), CONFIG).behind
+    strangers = [bring(peer, [0], layout="other") for peer in "xyz"]
+    assert planning.plan(group_of(*pair.contributions, *strangers), PeerId("a"), CONFIG).behind
+
+
 def test_nobody_is_behind_peers_whom_most_distrust():
     false = frozenset({PeerId("c")})
     group = group_of(bring("a", [0], distrusts=false), bring("b", [0], distrusts=false), bring("c", [0], number=9))
@@ -273,21 +291,6 @@ def test_it_takes_most_of_the_others_to_shut_a_member_out():
 def test_of_two_members_neither_shuts_the_other_out():
     group = group_of(bring("a", [0], distrusts=frozenset({PeerId("b")})), bring("b", [0]))
     assert "most of the group distrust" not in planning.plan(group, "b", CONFIG).kept.get(UNIT, "")
-
-
-def test_reducers_work_in_proportion_to_bandwidth_and_peers_behind_nat_do_not():
-    group = [
-        bring("a", [0], megabits_per_second=300.0),
-        bring("b", [0], megabits_per_second=100.0),
-        bring("c", [0], megabits_per_second=1000.0, client_mode=True),
-        bring("d", [0], megabits_per_second=math.nan),
-    ]
-    assert planning.fractions([PeerId(name) for name in "abcd"], group) == (0.5, 10 / 60, 0.0, 20 / 60)
-
-
-def test_who_keeps_its_bandwidth_low_reduces_less_than_those_who_do_not_know_theirs():
-    group = [bring("a", [0], megabits_per_second=20.0), bring("b", [0])]
-    assert planning.fractions([PeerId("a"), PeerId("b")], group) == (20 / 120, 100 / 120)
 
 
 def test_weights_are_samples_or_tokens_or_equal_and_who_saw_no_sample_has_none():
@@ -357,18 +360,3 @@ def test_a_robust_rule_waits_for_as_many_updates_as_it_needs_and_splits_classes_
     idle_in_one = bring("z", [], units={UNIT: Brought(samples=1.0), unit_of("default", 1): Brought(samples=0.0)})
     plan = planning.plan(group_of(*[bring(name, [0, 1]) for name in "abcde"], idle_in_one), "a", config)
     assert len(plan.classes) == (1 if rule == "none" else 2)
-
-
-@pytest.mark.parametrize(
-    ("links", "expected"),
-    [
-        ([0.0, 0.0], 2**20),  # nobody knows its link
-        ([100.0, 0.0], 2**20),
-        ([0.8, 100.0], 100_000),
-        ([1e-3, 100.0], 2**14),  # not smaller, or headers would be what is sent
-        ([math.nan, -1.0, math.inf], 2**20),
-    ],
-)
-def test_parts_are_no_larger_than_a_second_of_the_slowest_link_that_is_known(links: list[float], expected: int):
-    group = [bring(name, [0], megabits_per_second=link) for name, link in zip("abc", links, strict=False)]
-    assert planning.part_bytes(group, CONFIG) == expected

@@ -210,8 +210,8 @@ def test_the_earliest_valid_proposal_wins_and_absurd_ones_are_ignored():
         PeerProgress(peer=PeerId("f"), number=5, samples=1, moment=moment_at(1e12)),
         PeerProgress(peer=PeerId("g"), number=5, samples=1),
     ]
-    assert rounds.agreed_moment(proposals, 5, now=1000.0) == moment_at(1002.0)
-    assert rounds.agreed_moment(proposals[2:], 5, now=1000.0) is None
+    assert rounds.agreed_moment(proposals, 5, 1000.0, CONFIG) == moment_at(1002.0)
+    assert rounds.agreed_moment(proposals[2:], 5, 1000.0, CONFIG) is None
 
 
 def test_of_two_proposals_for_one_moment_all_take_the_shorter_window():
@@ -219,7 +219,36 @@ def test_of_two_proposals_for_one_moment_all_take_the_shorter_window():
         PeerProgress(peer=PeerId("a"), number=5, samples=1, moment=moment_at(1002.0, 3.0)),
         PeerProgress(peer=PeerId("b"), number=5, samples=1, moment=moment_at(1002.0, 2.0)),
     ]
-    assert rounds.agreed_moment(two, 5, 1000.0) == rounds.agreed_moment(two[::-1], 5, 1000.0) == moment_at(1002.0, 2.0)
+    for proposals in (two, two[::-1]):
+        assert rounds.agreed_moment(proposals, 5, 1000.0, CONFIG) == moment_at(1002.0, 2.0)
+
+
+def agreed_on(moment: Moment, now: float, config: AveragingConfig = CONFIG) -> Moment | None:
+    return rounds.agreed_moment([PeerProgress(peer=PeerId("a"), number=5, samples=1, moment=moment)], 5, now, config)
+
+
+@pytest.mark.parametrize("lead", [0.5, 2.0, 600.0])
+def test_no_moment_that_is_over_or_further_ahead_than_peers_propose_holds_up_a_round(lead):
+    config = replace(CONFIG, lead_seconds=lead)
+    progress = PeerProgress(peer=PeerId("a"), number=5, samples=100)
+    proposed = rounds.should_begin([progress], 5, config, at(1000.0))
+    assert agreed_on(proposed, 1000.0, config) == proposed, "a peer's own proposal must hold"
+    assert agreed_on(proposed, 1000.0 - 2.9, config) == proposed, "clocks may differ by a little"
+    far = moment_at(1000.0 + lead + 3.1)
+    assert agreed_on(far, 1000.0, config) is None
+    over = moment_at(1000.0)
+    end = rounds.gives_up_at(over, config)
+    assert agreed_on(over, end, config) == over
+    assert agreed_on(over, end + 0.01, config) is None
+    for blocking in (far, moment_at(900.0)):
+        standing = [replace(progress, moment=blocking), progress]
+        assert rounds.should_begin(standing, 5, config, at(1000.0)) == proposed
+
+
+@pytest.mark.parametrize(("said", "taken"), [(1e-9, 0.8), (0.79, 0.8), (5.0, 5.0), (30.0, 30.0), (60.0, 30.0)])
+def test_a_window_that_no_peer_can_have_learnt_is_taken_for_the_nearest_that_one_can(said, taken):
+    assert CONFIG.request_seconds == 0.4
+    assert agreed_on(moment_at(1000.0, said), 1000.0) == moment_at(1000.0, taken)
 
 
 def test_one_claim_of_a_far_round_is_not_believed_and_most_peers_are():

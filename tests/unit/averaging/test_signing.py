@@ -212,7 +212,7 @@ async def test_only_holders_vote_and_only_their_first_word_counts():
     ann, bob, eve = PeerId("ann"), PeerId("bob"), PeerId("eve")
     unit_class = UnitClass(class_id=b"c", holders=(ann, bob), units=(unit_of("default", 0),))
     good, bad = (Vote(class_id=b"c", complete=complete, digest=b"d") for complete in (True, False))
-    ballot = Ballot([unit_class], [ann, bob, eve])
+    ballot = Ballot(b"g", [unit_class], [ann, bob, eve])
     for said in (word(ann, good), word(eve, bad), word("fay", bad), word(bob, good), word(bob, bad)):
         ballot.hear(said)
     async with asyncio.timeout(10):
@@ -220,8 +220,22 @@ async def test_only_holders_vote_and_only_their_first_word_counts():
     assert ballot.votes() == {b"c": {ann: good, bob: good}}
 
 
+async def test_a_word_of_another_round_that_somebody_hands_on_does_not_stand_in_for_this_rounds():
+    ann, bob = PeerId("ann"), PeerId("bob")
+    unit_class = UnitClass(class_id=b"c", holders=(ann, bob), units=(unit_of("default", 0),))
+    good = Vote(class_id=b"c", complete=True, digest=b"d")
+    ballot = Ballot(b"g", [unit_class], [ann, bob], [bob])
+    ballot.hear(Word(peer=ann, group_id=b"earlier", votes=(), data=b"replayed"))
+    ballot.hear(word(ann, good))
+    ballot.hear(word(bob, good))
+    async with asyncio.timeout(10):
+        await ballot.settled()
+        assert await anext(ballot.words(bob, 60)) == b"ann"
+    assert ballot.votes() == {b"c": {ann: good, bob: good}}
+
+
 async def test_members_behind_nat_hear_what_others_said_and_go_on_to_say_once_each():
-    ballot = Ballot([], ["ann", "bob", "cat", "dan"], ["cat", "dan"])
+    ballot = Ballot(b"g", [], ["ann", "bob", "cat", "dan"], ["cat", "dan"])
     ballot.hear(word("ann"))
     heard = []
     async with asyncio.timeout(10):
