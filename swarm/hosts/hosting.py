@@ -171,7 +171,7 @@ async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> HandingO
         node.network.peer_id,
         company.others,
         known=company.known,
-        max_rounds_ahead=averaging_config(node.spec).max_rounds_ahead,
+        averaging=averaging_config(node.spec),
     )
     await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
     return HandingOver(host, node.pool, company.others)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from averaging.config import AveragingConfig
-from averaging.rounds import plausible_round
+from averaging.rounds import is_plausible, plausible_round
 from blocks.adapters import unit_digest
 from blocks.errors import BadAdapter
 from blocks.spans import UnitId, parse_unit
@@ -85,7 +85,8 @@ class CatchUp:
         host would be left out of each one to come. Returns the units that were replaced.
         """
         found = await self._fetch(others, is_start=is_start, stale=stale)
-        number = max(self._host.round, self.newest(others))
+        # A holder may have gone on since it told its round; who stood before its units' round could not bring them.
+        number = max([self._host.round, self.newest(others), *(state.round for state in found.values())])
         if not found and number == self._host.round:
             return frozenset()
         try:
@@ -102,11 +103,12 @@ class CatchUp:
         found: dict[UnitId, UnitState] = {}
         now = self._clock()
         self._distrusted = {peer: until for peer, until in self._distrusted.items() if until > now}
+        newest = self.newest(others)
         fetching = Fetching(
             digest=unit_digest,
             seconds=self._config.fetch_seconds,
             moments=True,
-            check=lambda state: check_state(state, self._host.rules.shapes),
+            check=lambda state: self._check(state, newest),
             lost=set(self._distrusted),
         )
         able = self._config.can_ask(others)
@@ -120,6 +122,19 @@ class CatchUp:
                 found[unit] = state
         self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)
         return found
+
+    def _check(self, state: UnitState, newest: int) -> None:
+        """Refuse a state that cannot be; no round would take it, and nothing newer could come in its place.
+
+        Raises:
+            BadAdapter: says what is wrong with it.
+        """
+        if not is_plausible(state.round, state.weight, newest, self._config.averaging):
+            raise BadAdapter(
+                f"{state.unit} is said to be of round {state.round}, with {state.weight:g} samples behind it, while the "
+                f"run is at round {newest}"
+            )
+        check_state(state, self._host.rules.shapes)
 
 
 def _worth_asking(

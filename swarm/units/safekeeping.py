@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from averaging.config import AveragingConfig
+from averaging.rounds import is_plausible
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState, joined
 from peers.errors import Refused
@@ -31,7 +33,7 @@ class Safekeeping:
     """The keeper's side of one host; implements peers.units.service.UnitKeeper.
 
     `others` are records of the other hosts that are believed to be there, `known` also of those that leave. A version
-    more than `max_rounds_ahead` of this host's round is refused: nothing newer could take its place.
+    that no round can have made is refused: nothing newer could take its place.
     """
 
     def __init__(
@@ -41,10 +43,10 @@ class Safekeeping:
         others: Callable[[], Sequence[ProgressRecord]],
         *,
         known: Callable[[], Sequence[ProgressRecord]],
-        max_rounds_ahead: int,
+        averaging: AveragingConfig,
     ) -> None:
         self._host, self._me, self._others, self._known = host, me, others, known
-        self._max_rounds_ahead = max_rounds_ahead
+        self._averaging = averaging
 
     def look_at(self, peer: PeerId, offers: Sequence[Offer]) -> Wanted:
         """See UnitKeeper."""
@@ -99,9 +101,9 @@ class Safekeeping:
         block = parse_unit(unit)[1]
         if not any(block in span for span in held):
             raise Refused(f"no record says here that peer {peer} holds block {block}; offer it again", RefusalCode.BUSY)
-        newest = self._host.round + self._max_rounds_ahead
-        if offer.round > newest:
-            raise Refused(f"round {offer.round} of {unit} is not believed; {newest} is the most", RefusalCode.MALFORMED)
+        if not is_plausible(offer.round, offer.weight, self._host.round, self._averaging):
+            reason = f"round {offer.round} of {unit} with {offer.weight:g} samples is not believed at {self._host.round}"
+            raise Refused(reason, RefusalCode.MALFORMED)
         own_bytes = sum(4 * math.prod(shape) for shape in shapes[unit].values())
         if offer.num_bytes > _MAX_PARTS * own_bytes + _FILE_BYTES:
             raise Refused(f"{offer.num_bytes} bytes are too many for {unit}", RefusalCode.MALFORMED)

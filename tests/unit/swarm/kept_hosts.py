@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
+from averaging.config import AveragingConfig
 from blocks.adapters import unit_digest
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState
@@ -113,7 +114,7 @@ class KeptSwarm:
             PeerId(name),
             others,
             known=others,
-            max_rounds_ahead=64,
+            averaging=AveragingConfig(),
         )
         network = self.network.join(name)
         server = CallServer(HELLO, UnitsService(host, safe, unit_digest), Traffic())

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import msgpack
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from averaging.config import AveragingConfig
 from blocks.adapters import unit_digest
-from blocks.spans import Span
+from blocks.spans import Span, parse_unit
 from blocks.unit_state import UnitState
 from peers.network import ByteStream, PeerId
 from peers.streams.fields import to_body
@@ -189,7 +190,35 @@ class Shorter(Rogue):
         stream.writer.close()
 
 
-@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter])
+class FromTheFuture(Rogue):
+    """Whole in itself, and of a round that nobody will reach."""
+
+    changes: ClassVar[dict[str, object]] = {"round": 2**40}
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        block = parse_unit(frame.body["unit"])[1]
+        message, tensors = packed(trained(block, 9, **self.changes), UnitReply)
+        body = to_body(message)
+        await write_frame(stream.writer, Frame(request=frame.request, kind="unit", body=body, tensors=tensors))
+
+
+class Weighty(FromTheFuture):
+    """Of a weight that no round takes, so that it would stay for ever."""
+
+    changes: ClassVar[dict[str, object]] = {"weight": 1e300}
+
+
+class Longer(FromTheFuture):
+    """Goes on with what nobody asked for; the unit before that is as good as any."""
+
+    changes: ClassVar[dict[str, object]] = {"round": 2, "weight": 0.0}
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        await super().reply(stream, frame)
+        stream.writer.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter, FromTheFuture, Weighty])
 async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm: KeptSwarm, kind: type[Rogue], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,3 +241,40 @@ async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm.now += 11
     await run(swarm, catch_up, is_start=True)
     assert rogue.asked == 2
+
+
+async def test_what_a_peer_sends_after_a_unit_costs_only_that_peer(swarm: KeptSwarm) -> None:
+    await newcomer(swarm)
+    rogue = Longer(swarm, "mallory")
+    await rogue.enter()
+    await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
+    catch_up = catching_up(swarm, "new", fetch_seconds=0.5)
+    new = await run(swarm, catch_up, is_start=True)
+    assert {state.round for state in new.units.values()} == {3}
+    asked = rogue.asked
+    await run(swarm, catch_up, is_start=True)
+    assert rogue.asked == asked <= 2, "its stream was read on"
+
+
+async def test_of_two_keepers_with_other_bits_of_one_round_everybody_takes_the_same(swarm: KeptSwarm) -> None:
+    await newcomer(swarm)
+    other = {name: tensor + 1 for name, tensor in trained(2).tensors.items()}
+    states = [trained(2, 3), trained(2, 3, tensors=other, digest=unit_digest(other))]
+    for name, state in zip(("xin", "yan"), states, strict=True):
+        await keeper(swarm, name, state, trained(3, 3))
+    new, taken = swarm.hosts["new"], []
+    seeds = dict(new.units)
+    for names in (["xin", "yan"], ["yan", "xin"]):
+        new.units, new.round = dict(seeds), 0
+        await catching_up(swarm, "new").run([swarm.hosts[name].record() for name in names], is_start=True)
+        taken.append(new.units[unit(2)].digest)
+    assert taken == [max(state.digest for state in states)] * 2
+
+
+async def test_who_fetched_what_is_newer_than_any_record_told_comes_to_the_round_after_that(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    ann = await swarm.add("ann", BACK, trained(2, 3), trained(3, 3))
+    told = ann.record()
+    ann.units, ann.round = {unit(2): trained(2, 4), unit(3): trained(3, 4)}, 4
+    await catch_up.run([told])
+    assert swarm.hosts["new"].round == 4
