@@ -60,15 +60,17 @@ class _Facade:
 class _Step:
     """What matchmaking needs of hivemind's `StepControl`, which only works in a process that forked.
 
-    hivemind declares the later of `scheduled_time` and now plus its `min_matchmaking_time`.
+    hivemind declares the later of `scheduled_time` and now plus its `min_matchmaking_time`. No wait takes more than
+    `longest` seconds, though the clock were set back by hours meanwhile.
     """
 
     scheduled_time: float
     deadline: float
     data_for_gather: bytes
+    longest: float
 
     def get_timeout(self) -> float:
-        return max(0.0, self.deadline - float(get_dht_time()))
+        return max(0.0, min(self.longest, self.deadline - float(get_dht_time())))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +108,7 @@ async def find_group(
     matchmaking.target_group_size = min(call.expected, MAX_GROUP_PEERS)
     matchmaking.potential_leaders.target_group_size = matchmaking.target_group_size
     await asyncio.sleep(max(0.0, call.begin_at - get_dht_time()))
-    step = _Step(call.begin_at + call.window, call.deadline, joining.data)
+    step = _Step(call.begin_at + call.window, call.deadline, joining.data, call.deadline - call.begin_at)
     servicer.matchmaking = matchmaking
     try:
         async with asyncio.timeout(step.get_timeout() + _GRACE_SECONDS):

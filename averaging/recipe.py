@@ -84,6 +84,13 @@ class Recipe:
         return not (needs_one_state or self.local in ("scaffold", "fednova") or self.codec in ("int4", "topk"))
 
     @property
+    def can_carry(self) -> bool:
+        """Whether what was trained on an older state of a unit means something on top of a newer one: not where what is
+        trained, or the basis of it, changes with the round.
+        """
+        return self.merging not in ("rolora", "power") and self.local != "scaffold"
+
+    @property
     def digest(self) -> str:
         """Names all rules at once: peers whose digests differ never average together."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:16]

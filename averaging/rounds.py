@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from averaging.config import AveragingConfig
+from averaging.config import MAX_GROUP_PEERS, AveragingConfig
 from averaging.exchange import UnitClass, Vote
 from averaging.robust import convicted
 from peers.network import PeerId
@@ -112,6 +112,16 @@ def plausible_round(own: int, others: Sequence[int], config: AveragingConfig) ->
     near = [number for number in others if number - own <= config.max_rounds_ahead]
     common = sorted(others)[(len(others) - 1) // 2] if len(others) > 1 else own  # at least half stand there or later
     return max([own, common, *near])
+
+
+def is_plausible(number: int, weight: float, newest: int, config: AveragingConfig) -> bool:
+    """Whether a unit's state can be what a round has made of it: of round `number`, with `weight` samples behind it.
+
+    `newest` is the newest completed round that one believes in. The state may be of a newer one than its holder's
+    record told, but not of one in which nobody else would follow.
+    """
+    near = 0 <= number <= newest + config.max_rounds_ahead
+    return near and 0 <= weight <= MAX_GROUP_PEERS * config.max_weight
 
 
 def has_quorum(present: int, live: int) -> bool:

@@ -87,6 +87,17 @@ class RouterConfig:
             raise ValueError("the router's times must be positive")
 
 
+async def is_there(pool: Pool, peer: PeerId, *, seconds: float) -> bool:
+    """Whether a peer answers at all, also one that serves nothing yet."""
+    try:
+        await pool.call(peer, StreamKind.INFO, AskInfo(), seconds=seconds)
+    except PeerLost:
+        return False
+    except Refused:
+        return True
+    return True
+
+
 class LiveRouter:
     """Implements Router over a directory. Start `run()` in a task group, or call `refresh()`."""
 

@@ -94,6 +94,21 @@ def is_spare(hosts: Hosts, unit: UnitId, copy: Copy) -> bool:
     return bool(holders and keepers) and all(peer != hosts.me and _has(records[peer], block, copy) for peer in keepers)
 
 
+def is_elsewhere(hosts: Hosts, unit: UnitId, copy: Copy) -> bool:
+    """Whether others have a unit that `hosts.me` keeps, as new as here: a holder, or a keeper whom the unit's hash puts
+    before `hosts.me`, as of two that see each other one has to stay.
+    """
+    block, mine = parse_unit(unit)[1], _score(unit, hosts.me)
+    for record in hosts.others:
+        if record.behind_nat:
+            continue
+        if block in record.span and record.digest_of(block) == copy.digest[:DIGEST_BYTES]:
+            return True
+        if _score(unit, record.peer) > mine and _has(record, block, copy):
+            return True
+    return False
+
+
 def told(kept: Mapping[UnitId, Copy], span: Span) -> tuple[Keeping, ...]:
     """What a record of a host of `span` says of the units that it keeps, the newest first if they do not all fit."""
     room = max(0, min(_TOLD_BLOCKS, _RECORD_BLOCKS - len(span)))

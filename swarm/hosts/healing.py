@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from blocks.spans import Span
 from peers.errors import NetworkFailed
@@ -52,20 +53,35 @@ class Mover(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealerConfig:
-    """Who this host is, how many blocks the model has, and the rules by which hosts move."""
+    """Who this host is, how many blocks the model has, and the rules by which hosts move. Who promised and does not
+    answer for `silent_looks` in a row is gone, though its record lives on; one look is not enough, as loading is work.
+    """
 
     me: PeerId
     num_blocks: int
     rules: MovingRules = field(default_factory=MovingRules)
     look_seconds: float = 2.0
+    silent_looks: int = 2
 
 
 class Healer:
     """Follows the swarm's holdings for one host whose span nobody chose by hand. Start `run()` in a task group."""
 
-    def __init__(self, mover: Mover, router: LiveRouter, now: Callable[[], float], config: HealerConfig) -> None:
+    def __init__(
+        self,
+        mover: Mover,
+        router: LiveRouter,
+        now: Callable[[], float],
+        config: HealerConfig,
+        *,
+        is_there: Callable[[PeerId], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now` is DHT time, by which records are dated; `is_there` asks a peer that may serve nothing yet."""
         self._mover, self._router, self._now, self._config = mover, router, now, config
+        self._is_there, self._clock = is_there, clock
         self._turn = Turn()
+        self._silent: dict[PeerId, int] = {}
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -75,16 +91,15 @@ class Healer:
                 await self._look()
 
     async def _look(self) -> None:
-        await self._router.check(sole_holders(self._usable(), self._config.num_blocks, self._config.me)[:_MOST_WATCHED])
-        now = self._now()
+        await self._watch()
         move = next_move(
             self._standings(),
             self._config.num_blocks,
-            now,
+            self._now(),
             rules=self._config.rules,
             passed_over=self._turn.passed_over,
         )
-        self._turn = self._turn.after(move, now, self._config.rules)
+        self._turn = self._turn.after(move, self._clock(), self._config.rules)  # which no clock that jumps prolongs
         if move is None or move.peer != self._config.me:
             return
         try:
@@ -92,6 +107,17 @@ class Healer:
                 self._turn = Turn(passed_over=self._turn.passed_over | {move.peer})
         except NetworkFailed as error:
             logger.warning("blocks %s: a move to %s cannot be made now: %s", move.leaves, move.span, error)
+
+    async def _watch(self) -> None:
+        """Ask those on whom blocks depend whether they are there, as records outlive their makers by a minute."""
+        usable, me = self._usable(), self._config.me
+        serving = dict.fromkeys(sole_holders(usable, self._config.num_blocks, me) + promisers(usable, me, "host"))
+        await self._router.check(list(serving)[:_MOST_WATCHED])
+        loading = promisers(self._router.found, me, "")[:_MOST_WATCHED]
+        answers = await asyncio.gather(*(self._is_there(peer) for peer in loading))
+        self._silent = {
+            peer: 0 if there else self._silent.get(peer, 0) + 1 for peer, there in zip(loading, answers, strict=True)
+        }
 
     async def _make(self, move: Move) -> bool:
         """False: it turned out that it cannot be made here."""
@@ -108,16 +134,27 @@ class Healer:
         return True
 
     def _usable(self) -> list[PeerRecord]:
-        """Of all records, those of peers that were there when they were last asked, and of those that are loading."""
-        health, me = self._router.health, self._config.me
-        return [
-            record
-            for record in self._router.found
-            if record.peer == me or health.is_usable(record.peer) or ("host" not in record.roles and record.moves_to)
-        ]
+        """Of all records, those of peers that were there when they were last asked."""
+        health, config = self._router.health, self._config
+
+        def is_usable(record: PeerRecord) -> bool:
+            if "host" not in record.roles and record.moves_to:
+                return self._silent.get(record.peer, 0) < config.silent_looks
+            return health.is_usable(record.peer)
+
+        return [record for record in self._router.found if record.peer == config.me or is_usable(record)]
 
     def _standings(self) -> list[Standing]:
         return standings_of(self._usable(), self._config.num_blocks, self._now())
+
+
+def promisers(records: Sequence[PeerRecord], me: PeerId, role: Literal["host", ""]) -> list[PeerId]:
+    """The others that have promised to hold some blocks, by id: those that serve others until then, or ("") load."""
+    return sorted(
+        record.peer
+        for record in records
+        if record.peer != me and record.moves_to and ("host" in record.roles) == (role == "host")
+    )
 
 
 def sole_holders(records: Sequence[PeerRecord], num_blocks: int, me: PeerId) -> list[PeerId]:

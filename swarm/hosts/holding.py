@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blocks.errors import BlockError
 from blocks.spans import Span
 from peers.errors import PeerError
+from peers.routes.router import is_there
 from swarm.errors import SwarmError
 from swarm.hosts.announcing import Announcer, Place
 from swarm.hosts.healing import Healer, HealerConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from swarm.node import Node
 
 logger = logging.getLogger(__name__)
+
+_THERE_SECONDS = 3.0
 
 
 class Holding:
@@ -60,7 +64,13 @@ class Holding:
             raise
         if not place.pinned:
             of_this = HealerConfig(me=node.network.peer_id, num_blocks=len(node.whole))
-            healer = Healer(self, node.router, node.network.dht_time, of_this)
+            healer = Healer(
+                self,
+                node.router,
+                node.network.dht_time,
+                of_this,
+                is_there=partial(is_there, node.pool, seconds=_THERE_SECONDS),
+            )
             node.spawn(healer.run(), "placement")
         logger.info("holding blocks=%s", chosen.span)
         return self.hosting

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,15 +160,15 @@ class Host:
             for unit in result.applied:
                 self._close_books(unit, result.counted[unit])
 
-    async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
-        """Take other holders' newer state, moments included where they came along, and stand at round `number`.
+    async def adopt(self, states: Mapping[UnitId, UnitState], number: int, *, staying: Collection[UnitId] = ()) -> None:
+        """See Holder; moments are taken where they came along.
 
         Raises:
             BadAdapter: tensors do not fit; nothing was changed.
         """
         async with self.trainer.frozen(), self.trainer.drained():
-            lost = self.counted()  # what was trained on the old state goes with it, and must not be weighed
-            await self.thread.run(Priority.STEP, lambda: self._adopt(states, number))
+            lost = self.counted() | dict.fromkeys(staying, Counted())  # what goes must not be weighed
+            await self.thread.run(Priority.STEP, lambda: self._adopt(states, number, staying))
             for unit in states:
                 self._close_books(unit, lost[unit])
 
@@ -234,8 +234,8 @@ class Host:
         self._publish(number)
         self.tokens_per_second, self.backward_tokens_per_second = _measured(self._compute, self.config)
 
-    def _adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
-        self._book.take(states)
+    def _adopt(self, states: Mapping[UnitId, UnitState], number: int, staying: Collection[UnitId]) -> None:
+        self._book.take(states, staying)
         self._publish(number)
 
     def _fold(self, units: Mapping[UnitId, Counted]) -> None:

@@ -110,7 +110,7 @@ async def start_hosting(
         keeper = round_keeper(node, host, exchange)
         await keeper.catch_up(is_start=True)
         logger.info("caught up round=%d", host.round)
-        handing = await serve_units(node, host, keeper)
+        handing, safe = await serve_units(node, host, keeper)
         train, decode, sessions = await _serve(node, host, chosen.source)
         parts = HostParts(
             me=network.peer_id,
@@ -131,6 +131,7 @@ async def start_hosting(
         "optimizer steps": host.run(),
         "rounds": keeper.run(),
         "units for keepers": handing.run(),
+        "room for others' units": safe.run(),
         "pauses": pauser.run(),
         "session deadlines": _sweep(sessions),
     }
@@ -163,18 +164,18 @@ def round_keeper(node: Node, host: Holder, exchange: HivemindExchange) -> RoundK
     )
 
 
-async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> HandingOver:
-    """Answer those who fetch units or give them to keep; returns the other side of the latter."""
+async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> tuple[HandingOver, Safekeeping]:
+    """Answer those who fetch units or give them to keep; returns both sides of the latter."""
     company = keeper.company
     safe = Safekeeping(
         host,
         node.network.peer_id,
         company.others,
         known=company.known,
-        max_rounds_ahead=averaging_config(node.spec).max_rounds_ahead,
+        averaging=averaging_config(node.spec),
     )
     await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
-    return HandingOver(host, node.pool, company.others)
+    return HandingOver(host, node.pool, company.others), safe
 
 
 async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate, WorkGate, DecodeService]:

@@ -114,7 +114,7 @@ class TakingPart:
         while True:
             await asyncio.sleep(_BETWEEN_SECONDS)
             now = self._node.network.dht_time()
-            if self.units.round != told_round or now - told_at > _LIFE_SECONDS / 2:
+            if self.units.round != told_round or abs(now - told_at) > _LIFE_SECONDS / 2:
                 told_at, told_round = now, self.units.round
                 await self.announce()
             if self.state is not None and self.state != told:
@@ -201,7 +201,7 @@ async def start_taking_part(node: Node, own: OwnModel) -> TakingPart:
         undo.push_async_callback(exchange.stop)
         keeper = round_keeper(node, units, exchange)
         await keeper.catch_up(is_start=True)
-        handing = await serve_units(node, units, keeper)
+        handing, safe = await serve_units(node, units, keeper)
         part = TakingPart(node, (units, keeper, handing, exchange), own.nickname)
         await part.announce()
         undo.pop_all()
@@ -209,6 +209,7 @@ async def start_taking_part(node: Node, own: OwnModel) -> TakingPart:
     works = {
         "rounds": keeper.run(),
         "units for keepers": handing.run(),
+        "room for others' units": safe.run(),
         "what is told of the loop": part.tell(),
         "steps of the loop": part.watch(),
     }

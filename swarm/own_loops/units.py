@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -105,11 +105,11 @@ class OwnUnits:
             for unit in result.applied:
                 self._close_books(unit, result.counted[unit])
 
-    async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
+    async def adopt(self, states: Mapping[UnitId, UnitState], number: int, *, staying: Collection[UnitId] = ()) -> None:
         """See Holder."""
         async with self.gate.visit(Stance.FREE):
-            lost = self.counted()  # what was trained on the old state goes with it, and must not be weighed
-            await asyncio.to_thread(self._book.take, states)
+            lost = self.counted() | dict.fromkeys(staying, Counted())  # what goes must not be weighed
+            await asyncio.to_thread(self._book.take, states, staying)
             self.round = number
             for unit in states:
                 self._close_books(unit, lost[unit])

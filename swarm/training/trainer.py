@@ -202,7 +202,7 @@ class Trainer:
             self._progress = progress = await self._train_batch()
             if on_progress is not None:
                 on_progress(progress)
-            if self._view.dht_time() - self._told_at >= _RECORD_BETWEEN_SECONDS:
+            if abs(self._view.dht_time() - self._told_at) >= _RECORD_BETWEEN_SECONDS:
                 await self.tell()
 
     async def _train_batch(self) -> Progress:

@@ -107,12 +107,12 @@ class Validation:
 
     async def _settled(self) -> bool:
         """Whether all hosts stand at the newest round, after a while in which they may come to it."""
-        deadline = self._view.dht_time() + _SETTLE_SECONDS
+        began = self._view.dht_time()
         while True:
             await self._view.refresh()
             if self._view.is_settled(self._view.round()):
                 return True
-            if self._view.dht_time() >= deadline:
+            if abs(self._view.dht_time() - began) >= _SETTLE_SECONDS:
                 return False
             await asyncio.sleep(_SETTLE_POLL_SECONDS)
 
@@ -151,7 +151,7 @@ class Validation:
                 records = await self._view.directory.find_evaluations(self._view.run, number)
                 found = self._read(records, mine, refused)
                 awaited = {peer for peer, last in (await self._others()).items() if last <= number}
-                is_late = self._view.dht_time() - began > _MOST_SECONDS or self._measured - number >= _MOST_OPEN
+                is_late = abs(self._view.dht_time() - began) > _MOST_SECONDS or self._measured - number >= _MOST_OPEN
                 if is_late or not awaited - found.keys() - refused:
                     break
                 await asyncio.sleep(_POLL_SECONDS)

@@ -5,7 +5,7 @@ All methods belong where parameters may be read and written. When they are calle
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -97,8 +97,9 @@ class UnitBook:
             )
             self._restart(unit)
 
-    def take(self, states: Mapping[UnitId, UnitState]) -> None:
-        """Put other holders' states, or a checkpoint's, in place of what is here; moments where they came along.
+    def take(self, states: Mapping[UnitId, UnitState], staying: Collection[UnitId] = ()) -> None:
+        """Put other holders' states, or a checkpoint's, in place of what is here; moments where they came along. What
+        was trained of `staying` units since their last round stays on top.
 
         Raises:
             BadAdapter: a unit is not held, or its tensors, agreed state or moments do not fit; nothing was changed.
@@ -113,7 +114,12 @@ class UnitBook:
                 raise BadAdapter(f"{unit}: {error}") from error
         if not self._settings.own_rank:  # moments of another rank mean nothing here
             self._steps.write_moments({unit: state.moments for unit, state in states.items()})
-        self._write({unit: state.tensors for unit, state in states.items()})
+        lives = {unit: state.tensors for unit, state in states.items()}
+        current = read_parameters(self._parameters) if staying else {}
+        for unit in staying:
+            before = self.states[unit].tensors
+            lives[unit] = {name: t + (current[unit][name] - before[name]) for name, t in lives[unit].items()}
+        self._write(lives)
         for unit, state in states.items():
             self.states[unit] = replace(state, moments={})
             self._restart(unit)

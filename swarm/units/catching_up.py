@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from averaging.averager import RoundOutcome
 from averaging.config import AveragingConfig
-from averaging.rounds import plausible_round
+from averaging.rounds import is_plausible, plausible_round
 from blocks.adapters import unit_digest
 from blocks.errors import BadAdapter
 from blocks.spans import UnitId, parse_unit
@@ -21,6 +22,7 @@ from peers.streams.pool import Pool
 from peers.units.client import Fetching, fetch_newest
 from swarm.units.book import check_state
 from swarm.units.holder import Holder
+from swarm.units.own_work import OwnWork
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class CatchUp:
     ) -> None:
         self._host, self._pool, self._config, self._clock = host, pool, config, clock
         self.is_mixing = False
+        self._own_work = OwnWork(config.averaging.recipe)
         self._stray_check_at = float("-inf")
         self._distrusted: dict[PeerId, float] = {}
 
@@ -56,7 +59,11 @@ class CatchUp:
         """The newest completed round that this peer believes in."""
         return plausible_round(self._host.round, [record.round for record in others], self._config.averaging)
 
-    def is_needed(self, others: Sequence[ProgressRecord], now: float) -> bool:
+    def came_of(self, outcome: RoundOutcome) -> None:
+        """A round is over here: what became of this host's work in it."""
+        self._own_work.came_of(outcome)
+
+    def is_needed(self, others: Sequence[ProgressRecord]) -> bool:
         """Whether others are at a newer round, or a holder that is not behind has other bits of a held unit.
 
         The round's number alone does not show it: hosts of other blocks tell of a newer round before a holder of ours
@@ -64,6 +71,7 @@ class CatchUp:
         """
         if self.newest(others) > self._host.round:
             return True
+        now = self._clock()
         if self.is_mixing or now < self._stray_check_at:
             return False
         digests, others = self._host.digests(), self._config.can_ask(others)
@@ -85,15 +93,20 @@ class CatchUp:
         host would be left out of each one to come. Returns the units that were replaced.
         """
         found = await self._fetch(others, is_start=is_start, stale=stale)
-        number = max(self._host.round, self.newest(others))
+        # A holder may have gone on since it told its round; who stood before its units' round could not bring them.
+        number = max([self._host.round, self.newest(others), *(state.round for state in found.values())])
         if not found and number == self._host.round:
             return frozenset()
+        staying, counted = self._own_work.staying(found), self._host.counted()
         try:
-            await self._host.adopt(found, number)
+            await self._host.adopt(found, number, staying=staying)
         except BadAdapter as error:
             logger.warning("fetched units do not fit and were left: %s", error)
             return frozenset()
-        logger.info("caught up round=%d units=%d", number, len(found))
+        self._own_work.replaced(found, staying)
+        lost = max((counted[unit].samples for unit in found if unit not in staying), default=0)
+        kept = max((counted[unit].samples for unit in staying), default=0)
+        logger.info("caught up round=%d units=%d samples_kept=%d samples_lost=%d", number, len(found), kept, lost)
         return frozenset(found)
 
     async def _fetch(
@@ -102,11 +115,12 @@ class CatchUp:
         found: dict[UnitId, UnitState] = {}
         now = self._clock()
         self._distrusted = {peer: until for peer, until in self._distrusted.items() if until > now}
+        newest = self.newest(others)
         fetching = Fetching(
             digest=unit_digest,
             seconds=self._config.fetch_seconds,
             moments=True,
-            check=lambda state: check_state(state, self._host.rules.shapes),
+            check=lambda state: self._check(state, newest),
             lost=set(self._distrusted),
         )
         able = self._config.can_ask(others)
@@ -120,6 +134,19 @@ class CatchUp:
                 found[unit] = state
         self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)
         return found
+
+    def _check(self, state: UnitState, newest: int) -> None:
+        """Refuse a state that cannot be; no round would take it, and nothing newer could come in its place.
+
+        Raises:
+            BadAdapter: says what is wrong with it.
+        """
+        if not is_plausible(state.round, state.weight, newest, self._config.averaging):
+            raise BadAdapter(
+                f"{state.unit} is said to be of round {state.round}, with {state.weight:g} samples behind it; the "
+                f"run is at round {newest}"
+            )
+        check_state(state, self._host.rules.shapes)
 
 
 def _worth_asking(

@@ -26,8 +26,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     path = directory / f"round-{checkpoint.round:010d}.safetensors"
     write_units(path, checkpoint)
     with suppress(OSError):  # what cannot be removed only takes space
-        # Never the one just written, though torn ones of later rounds may stand before it.
-        for old in [each for each in checkpoint_files(directory) if each != path][KEEP - 1 :]:
+        # Those of later rounds are torn, or this peer would stand there: they must not take the place of a whole one.
+        for old in [each for each in checkpoint_files(directory) if each.name < path.name][KEEP - 1 :]:
             old.unlink(missing_ok=True)
     return path
 
@@ -36,7 +36,7 @@ def load_newest(directory: Path, *, run: str, layout: str) -> Checkpoint | None:
     """The newest whole state of every unit; None when there is none. Torn files are named in the log and passed over.
 
     Raises:
-        BadCheckpoint: a whole one belongs to another run, or to other adapter settings.
+        BadCheckpoint: a whole one belongs to another run, to other adapter settings or to another version.
     """
     clear_drafts(directory)
     return newest_of(read_whole(checkpoint_files(directory), run=run, layout=layout, instead=OWN_INSTEAD))

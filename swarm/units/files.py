@@ -6,6 +6,7 @@ metadata.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -33,6 +34,10 @@ _CHECKSUM_BYTES = 32
 _MAX_BYTES = 16 << 30
 
 
+class _OtherFormat(BadCheckpoint):
+    """Whole, and of another version of swarmtune: what it has is not lost, so nothing may be written over it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """Units of one run as of `round`. `layout` names the model and the adapter's shape (adapters.layout_digest)."""
@@ -52,19 +57,38 @@ def write_units(path: Path, checkpoint: Checkpoint) -> None:
     data = _packed(checkpoint)
     draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # an abandoned thread may write the same file still
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         with draft.open("wb") as file:
             file.write(data)
             file.write(hashlib.sha256(data).digest())
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        _settle(path.parent)
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise BadCheckpoint(
             f"checkpoint {path} was not written ({error.strerror}); free space or check its permissions"
         ) from None
+
+
+def _make_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        _settle(directory.parent)
+
+
+def _settle(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk: the file before this one goes once this returns."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems of networks cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def clear_drafts(directory: Path) -> None:
@@ -93,12 +117,15 @@ def read_whole(paths: Iterable[Path], *, run: str, layout: str, instead: str) ->
     """Those of some files that are whole, in their order. A torn one is named in the log and passed over.
 
     Raises:
-        BadCheckpoint: a whole one belongs to another run, or to other adapter settings; it says to do `instead`.
+        BadCheckpoint: a whole one belongs to another run, to other adapter settings or to another version of this
+            program; it says to do `instead`.
     """
     found = []
     for path in paths:
         try:
             checkpoint = read_units(path)
+        except _OtherFormat as error:
+            raise BadCheckpoint(f"{error}; update swarmtune, or {instead}") from None
         except BadCheckpoint as error:
             logger.warning("checkpoint passed over: %s", error)
             continue
@@ -158,7 +185,7 @@ def _whole(path: Path) -> bytes:
 def _parse(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
     try:
         if metadata["format"] != _FORMAT:
-            raise BadCheckpoint(f"{path} has format '{metadata['format'][:80]}'; this swarmtune reads '{_FORMAT}'")
+            raise _OtherFormat(f"{path} has format '{metadata['format'][:80]}', and this swarmtune reads '{_FORMAT}'")
         standing = json.loads(metadata["units"])
         units = {}
         for name, (number, weight, total, digest) in standing.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,8 +77,12 @@ class Holder(Protocol):
     async def apply(self, result: RoundResult) -> None:
         """Inside `in_round`: take a round's result for some units; the others stay as they are."""
 
-    async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
-        """Take other holders' newer state and stand at round `number`; BadAdapter where tensors do not fit."""
+    async def adopt(self, states: Mapping[UnitId, UnitState], number: int, *, staying: Collection[UnitId] = ()) -> None:
+        """Take other holders' newer state and stand at round `number`; BadAdapter where tensors do not fit.
+
+        What was trained since the last round goes with the old state. Of `staying` units it stays on top of the new
+        one, and is weighed in the next round.
+        """
 
     async def fold(self, units: Iterable[UnitId]) -> frozenset[UnitId]:
         """Before this holder leaves: make what it trained of `units` since the last round part of their state; returns

@@ -33,7 +33,7 @@ class ProgressTeller:
         """Publish if there is something to say and it is time to. What others wait for goes out at once."""
         say = (self._host.round, self._samples(), self.proposal, self.away, self._keeps())
         now = self._around.dht_time()
-        age = now - self._told_at
+        age = abs(now - self._told_at)  # a clock that was set back says as little of what the others still have
         urgent = self._told is None or (say[0], *say[2:4]) != (self._told[0], *self._told[2:4])
         fresh = say == self._told or age < _BETWEEN_SECONDS
         if not urgent and fresh and age < LIFE_SECONDS / 2:

@@ -33,13 +33,13 @@ from blocks.spans import Span, UnitId, parse_unit
 from blocks.training.ledger import Counted
 from blocks.unit_state import UnitState
 from peers.records import ProgressRecord
-from swarm.errors import BadCheckpoint
 from swarm.reports.metrics import Note, Value, no_notes
 from swarm.units.book import RoundResult
 from swarm.units.catching_up import CatchUp, CatchUpConfig
 from swarm.units.company import Company, Surroundings
 from swarm.units.holder import Holder
 from swarm.units.progress import ProgressTeller, progress_of
+from swarm.units.saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class RoundKeeper:
         self._catching_up = CatchUp(
             host, around.pool, CatchUpConfig(averaging=config.averaging, can_ask=around.reachable)
         )
+        self._saver = Saver(host, config.checkpoint_rounds)
         averaging = config.averaging
         self._arrivals = Arrivals(
             first=averaging.matchmaking_seconds, least=least_window(averaging), most=MOST_WINDOW_SECONDS
@@ -116,7 +117,7 @@ class RoundKeeper:
     async def _follow(self) -> None:
         others = await self.company.look()
         self._note_samples(others)
-        if self._catching_up.is_needed(others, self._around.dht_time()):
+        if self._catching_up.is_needed(others):
             self._averager.forget(await self._catching_up.run(others))
         await self._maybe_average(others)
         await self._progress.tell()
@@ -136,7 +137,7 @@ class RoundKeeper:
         entries = [*(progress_of(record) for record in others), self._progress.own()]
         moment = agreed_moment(entries, number, now, self._config.averaging)
         if moment is None:
-            pacing = Pacing(now=now, since_last=now - self._last_at, window=self._arrivals.window())
+            pacing = Pacing(now=now, since_last=abs(now - self._last_at), window=self._arrivals.window())
             moment = should_begin(self._busiest(others), number, self._config.averaging, pacing)
             if moment is None:
                 return
@@ -188,8 +189,7 @@ class RoundKeeper:
             return
         _log(outcome)
         self._config.note("round", measured(outcome))
-        if number % self._config.checkpoint_rounds == 0:
-            await self._save()
+        await self._saver.after_round()
 
     async def _average(
         self, number: int, call: Call, company: Sequence[ProgressRecord], counted: Mapping[UnitId, Counted]
@@ -217,6 +217,7 @@ class RoundKeeper:
                 self._arrivals.saw(outcome.seconds.formed, is_full=len(outcome.peers) > len(company))
             whole, outcome = outcome, withhold(outcome, company)
             self._averager.withdraw(whole.applied.keys() - outcome.applied.keys())
+            self._catching_up.came_of(outcome)
             if not outcome.behind:
                 if recipe.overlap:
                     await stack.enter_async_context(self._host.in_round())
@@ -239,12 +240,6 @@ class RoundKeeper:
             since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
             seen[block] = state.total_samples + since + own[unit].samples
         self._host.note_swarm_samples(seen)
-
-    async def _save(self) -> None:
-        try:
-            await self._host.checkpoint()
-        except BadCheckpoint as error:
-            logger.error("%s", error)  # training goes on: the other holders have it too
 
     def _busiest(self, others: Sequence[ProgressRecord]) -> list[PeerProgress]:
         """The holders of the block that has seen most: every sample passes one holder of each block, so their sum is

@@ -29,6 +29,11 @@ def steps(peer: Peer) -> int:
     return host_of(peer).trainer.steps
 
 
+def samples_since(peer: Peer) -> set[int]:
+    """What has been counted since the last round, of any unit."""
+    return {counted.samples for counted in host_of(peer).counted().values()}
+
+
 def agree(*hosts: Peer) -> bool:
     found: dict[int, set[bytes]] = {}
     for host in hosts:
@@ -73,6 +78,10 @@ def test_training_goes_on_without_a_paused_host_which_then_catches_up(make_swarm
     trainer.train(random_samples(32), steps=4)
     until(lambda: min(host_of(ann).round, host_of(bob).round) >= 1, "the first round, of both")
     assert agree(ann, bob)
+    through_bob = replace(swarm.config("other"), rules=RouteRules(allow=frozenset({bob.id})))
+    other = swarm.enter("other", through_bob)
+    other.train(random_samples(8, seed=8), steps=2)  # half of a round, which only bob has
+    until(lambda: samples_since(bob) == {2 * BATCH}, "bob has counted them")
 
     state = swarm.run / "states" / "bob"
     assert is_hosting(state)
@@ -94,15 +103,18 @@ def test_training_goes_on_without_a_paused_host_which_then_catches_up(make_swarm
     until(lambda: not is_away(bob), "bob is back")
     assert host_of(bob).round == host_of(ann).round, "it was back before it had caught up"
     assert agree(ann, bob)
+    assert samples_since(bob) == {2 * BATCH}, "what it had trained before the pause is lost"
     assert "paused" not in bob.node.line()
     until(lambda: len(trainer.node.router.records) == 2, "bob is seen again")
     number = host_of(ann).round
     trainer.train(random_samples(32, seed=7), steps=8)
     until(lambda: min(host_of(ann).round, host_of(bob).round) >= number + 1, "a round of both")
     until(lambda: host_of(ann).round == host_of(bob).round and agree(ann, bob), "equal units")
+    in_rounds = {state.total_samples for host in (ann, bob) for state in host_of(host).units.values()}
+    since = samples_since(ann).pop() + samples_since(bob).pop()
+    assert in_rounds == {(4 + 2 + 4 + 8) * BATCH - since}, "every sample is in a round, or will be in the next"
     stood = steps(bob)
-    through_bob = replace(swarm.config("other"), rules=RouteRules(allow=frozenset({bob.id})))
-    swarm.enter("other", through_bob).train(random_samples(8, seed=8), steps=1)
+    other.train(random_samples(8, seed=8), steps=1)
     until(lambda: steps(bob) > stood, "bob takes work again")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from averaging.config import AveragingConfig
 from blocks.adapters import unit_digest
 from blocks.spans import Span, UnitId, parse_unit
+from blocks.training.ledger import Counted
 from blocks.unit_state import UnitState
 from peers.network import PeerId
 from peers.records import ProgressRecord
@@ -58,6 +60,8 @@ class FakeHost:
     kept: KeptStore
     units: dict[UnitId, UnitState] = field(default_factory=dict)
     round: int = 3
+    work: dict[UnitId, Counted] = field(default_factory=dict)
+    stayed: list[set[UnitId]] = field(default_factory=list)
     adopted: list[Mapping[UnitId, UnitState]] = field(default_factory=list)
     rules: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(run="run-1", shapes=SHAPES))
 
@@ -68,8 +72,12 @@ class FakeHost:
     def digests(self) -> dict[int, bytes]:
         return {parse_unit(name)[1]: state.digest[:8] for name, state in self.units.items()}
 
-    async def adopt(self, states: Mapping[UnitId, UnitState], number: int) -> None:
+    def counted(self) -> dict[UnitId, Counted]:
+        return {name: self.work.get(name, Counted()) for name in self.units}
+
+    async def adopt(self, states: Mapping[UnitId, UnitState], number: int, *, staying: Collection[UnitId] = ()) -> None:
         self.adopted.append(states)
+        self.stayed.append(set(staying))
         self.units |= states
         self.round = number
 
@@ -113,7 +121,7 @@ class KeptSwarm:
             PeerId(name),
             others,
             known=others,
-            max_rounds_ahead=64,
+            averaging=AveragingConfig(),
         )
         network = self.network.join(name)
         server = CallServer(HELLO, UnitsService(host, safe, unit_digest), Traffic())

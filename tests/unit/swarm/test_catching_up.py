@@ -7,14 +7,18 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import msgpack
 import pytest
 import torch
 
+from averaging.averager import RoundOutcome
 from averaging.config import AveragingConfig
+from averaging.recipe import Recipe
 from blocks.adapters import unit_digest
-from blocks.spans import Span
+from blocks.spans import Span, parse_unit
+from blocks.training.ledger import Counted
 from blocks.unit_state import UnitState
 from peers.network import ByteStream, PeerId
 from peers.streams.fields import to_body
@@ -22,6 +26,7 @@ from peers.streams.messages import UnitReply
 from peers.streams.wire import Frame, read_frame, write_frame
 from peers.units.transfer import packed
 from swarm.units.catching_up import CatchUp, CatchUpConfig
+from swarm.units.own_work import MOST_CARRIED
 from tests.fakes_network import fake_swarm
 from tests.unit.swarm.kept_hosts import HELLO, FakeHost, KeptSwarm, trained, unit
 
@@ -92,7 +97,7 @@ async def test_what_a_holder_left_after_its_round_is_taken_at_the_start_and_not_
     await keeper(swarm, "xin", left, trained(3, 3))
     catch_up = catching_up(swarm, "new")
     others = [swarm.hosts["xin"].record()]
-    assert not catch_up.is_needed(others, swarm.now)
+    assert not catch_up.is_needed(others)
     await run(swarm, catch_up)
     assert new.units[unit(2)].weight == 1.0
     await run(swarm, catch_up, is_start=True)
@@ -104,10 +109,11 @@ async def test_a_newer_kept_version_is_noticed_while_running(swarm: KeptSwarm) -
     catch_up = await newcomer(swarm)
     swarm.hosts["new"].round = 3  # as when a keeper's record came after the start
     await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
-    assert catch_up.is_needed([swarm.hosts["xin"].record()], swarm.now)
+    assert catch_up.is_needed([swarm.hosts["xin"].record()])
     new = await run(swarm, catch_up)
     assert {state.round for state in new.units.values()} == {3}
-    assert not catch_up.is_needed([swarm.hosts["xin"].record()], swarm.now + 10)
+    swarm.now += 10
+    assert not catch_up.is_needed([swarm.hosts["xin"].record()])
 
 
 async def test_a_newer_state_of_the_same_bits_is_fetched_once_a_round_has_told_of_it(swarm: KeptSwarm) -> None:
@@ -118,7 +124,7 @@ async def test_a_newer_state_of_the_same_bits_is_fetched_once_a_round_has_told_o
     await swarm.add("ann", BACK, *newer)
     swarm.hosts["ann"].round = 5
     others = [swarm.hosts["ann"].record()]
-    assert not catch_up.is_needed(others, swarm.now), "records tell of bits only"
+    assert not catch_up.is_needed(others), "records tell of bits only"
     assert await catch_up.run(others) == frozenset()
     assert await catch_up.run(others, stale={unit(3)}) == {unit(3)}
     assert new.units[unit(3)].version == newer[1].version
@@ -189,7 +195,35 @@ class Shorter(Rogue):
         stream.writer.close()
 
 
-@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter])
+class FromTheFuture(Rogue):
+    """Whole in itself, and of a round that nobody will reach."""
+
+    changes: ClassVar[dict[str, object]] = {"round": 2**40}
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        block = parse_unit(frame.body["unit"])[1]
+        message, tensors = packed(trained(block, 9, **self.changes), UnitReply)
+        body = to_body(message)
+        await write_frame(stream.writer, Frame(request=frame.request, kind="unit", body=body, tensors=tensors))
+
+
+class Weighty(FromTheFuture):
+    """Of a weight that no round takes, so that it would stay for ever."""
+
+    changes: ClassVar[dict[str, object]] = {"weight": 1e300}
+
+
+class Longer(FromTheFuture):
+    """Goes on with what nobody asked for; the unit before that is as good as any."""
+
+    changes: ClassVar[dict[str, object]] = {"round": 2, "weight": 0.0}
+
+    async def reply(self, stream: ByteStream, frame: Frame) -> None:
+        await super().reply(stream, frame)
+        stream.writer.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter, FromTheFuture, Weighty])
 async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm: KeptSwarm, kind: type[Rogue], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,7 +231,7 @@ async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     rogue = kind(swarm, "mallory")
     await rogue.enter()
     await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
-    catch_up = catching_up(swarm, "new", fetch_seconds=0.5)
+    catch_up = catching_up(swarm, "new", fetch_seconds=1.5 if kind is Rogue else 5.0)
     began = time.monotonic()
     new = await run(swarm, catch_up, is_start=True)
     assert {name: state.version for name, state in new.units.items()} == {
@@ -212,3 +246,116 @@ async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm.now += 11
     await run(swarm, catch_up, is_start=True)
     assert rogue.asked == 2
+
+
+async def test_what_a_peer_sends_after_a_unit_costs_only_that_peer(swarm: KeptSwarm) -> None:
+    await newcomer(swarm)
+    rogue = Longer(swarm, "mallory")
+    await rogue.enter()
+    await keeper(swarm, "xin", trained(2, 3), trained(3, 3))
+    catch_up = catching_up(swarm, "new", fetch_seconds=1.5)
+    new = await run(swarm, catch_up, is_start=True)
+    assert {state.round for state in new.units.values()} == {3}
+    assert rogue.asked
+
+
+async def test_of_two_keepers_with_other_bits_of_one_round_everybody_takes_the_same(swarm: KeptSwarm) -> None:
+    await newcomer(swarm)
+    other = {name: tensor + 1 for name, tensor in trained(2).tensors.items()}
+    states = [trained(2, 3), trained(2, 3, tensors=other, digest=unit_digest(other))]
+    for name, state in zip(("xin", "yan"), states, strict=True):
+        await keeper(swarm, name, state, trained(3, 3))
+    new, taken = swarm.hosts["new"], []
+    seeds = dict(new.units)
+    for names in (["xin", "yan"], ["yan", "xin"]):
+        new.units, new.round = dict(seeds), 0
+        await catching_up(swarm, "new").run([swarm.hosts[name].record() for name in names], is_start=True)
+        taken.append(new.units[unit(2)].digest)
+    assert taken == [max(state.digest for state in states)] * 2
+
+
+async def test_who_fetched_what_is_newer_than_any_record_told_comes_to_the_round_after_that(swarm: KeptSwarm) -> None:
+    catch_up = await newcomer(swarm)
+    ann = await swarm.add("ann", BACK, trained(2, 3), trained(3, 3))
+    told = ann.record()
+    ann.units, ann.round = {unit(2): trained(2, 4), unit(3): trained(3, 4)}, 4
+    await catch_up.run([told])
+    assert swarm.hosts["new"].round == 4
+
+
+SAMPLES = Counted(samples=8, tokens=80, steps=2)
+
+
+async def missed_a_round(swarm: KeptSwarm, recipe: Recipe | None = None) -> CatchUp:
+    """`new` has trained on round 3 while ann went on to round 4."""
+    await newcomer(swarm)
+    new = swarm.hosts["new"]
+    new.units, new.round = {unit(2): trained(2, 3), unit(3): trained(3, 3)}, 3
+    new.work = {unit(2): SAMPLES, unit(3): SAMPLES}
+    ann = await swarm.add("ann", BACK, trained(2, 4), trained(3, 4))
+    ann.round = 4
+    config = CatchUpConfig(averaging=AveragingConfig(recipe=recipe or Recipe()), fetch_seconds=5.0)
+    return CatchUp(new, swarm.pools["new"], config, lambda: swarm.now)  # type: ignore[arg-type]
+
+
+def outcome(*peers: str, **changes: object) -> RoundOutcome:
+    return replace(RoundOutcome(number=4, peers=tuple(PeerId(peer) for peer in peers)), **changes)  # type: ignore[arg-type]
+
+
+async def test_what_was_trained_for_a_round_that_was_missed_goes_on_top_of_its_result(
+    swarm: KeptSwarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    catch_up = await missed_a_round(swarm)
+    caplog.set_level("INFO")
+    new = await run(swarm, catch_up)
+    assert new.stayed == [{unit(2), unit(3)}]
+    assert "samples_kept=8 samples_lost=0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(merging="rolora"), Recipe(merging="power"), Recipe(local="scaffold")], ids=lambda r: r.merging
+)
+async def test_under_rules_by_which_it_means_nothing_elsewhere_it_goes(swarm: KeptSwarm, recipe: Recipe) -> None:
+    new = await run(swarm, await missed_a_round(swarm, recipe))
+    assert new.stayed == [set()]
+
+
+async def test_what_others_may_have_counted_is_not_brought_again(
+    swarm: KeptSwarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    catch_up = await missed_a_round(swarm)
+    caplog.set_level("INFO")
+    catch_up.came_of(outcome("new", "ann", kept={unit(2): "no vote from ann"}))
+    new = await run(swarm, catch_up)
+    assert new.stayed == [{unit(3)}]
+    assert "samples_kept=8 samples_lost=8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "came",
+    [
+        outcome("new", kept={unit(2): "alone"}),
+        outcome("new", "ann", behind=True, kept={unit(2): "others are at a newer round"}),
+        outcome("new", "ann", kept={unit(2): "stale"}, stale=frozenset({unit(2)})),
+        outcome("new", "ann", applied={unit(2): None}),  # after one whose end was not known
+    ],
+    ids=["alone", "behind", "stale", "applied"],
+)
+async def test_what_no_round_can_have_counted_is_brought_to_the_next(swarm: KeptSwarm, came: RoundOutcome) -> None:
+    catch_up = await missed_a_round(swarm)
+    if came.applied:
+        catch_up.came_of(outcome("new", "ann", kept={unit(2): "no vote from ann"}))
+    catch_up.came_of(came)
+    new = await run(swarm, catch_up)
+    assert new.stayed == [{unit(2), unit(3)}]
+
+
+async def test_work_that_misses_round_after_round_is_given_up(swarm: KeptSwarm) -> None:
+    catch_up = await missed_a_round(swarm)
+    new, ann = swarm.hosts["new"], swarm.hosts["ann"]
+    for number in range(4, 4 + MOST_CARRIED + 2):
+        ann.units = {unit(block): trained(block, number) for block in BACK.blocks()}
+        ann.round = number
+        await run(swarm, catch_up)
+    both = {unit(2), unit(3)}
+    assert new.stayed == [both] * MOST_CARRIED + [set(), both]

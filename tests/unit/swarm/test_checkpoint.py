@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from swarm.errors import BadCheckpoint
 from swarm.units import files as module
 from swarm.units.checkpoint import load_newest, save_checkpoint, select
 from swarm.units.files import Checkpoint
+from tests.errors_page import met
 
 UNITS = [UnitId("default/block.1"), UnitId("default/block.12")]
 
@@ -69,12 +73,21 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    for number in (1, 2, 10, 3):
+    for number in (1, 2, 3, 10):
         save_checkpoint(tmp_path, make(number))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "round-0000000003.safetensors",
         "round-0000000010.safetensors",
     ]
+
+
+def test_a_torn_one_of_a_later_round_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make(4))
+    save_checkpoint(tmp_path, make(5)).write_bytes(b"torn")
+    for number in (4, 3):  # a peer that stood at 4, and one that had to go back further
+        save_checkpoint(tmp_path, make(number))
+    save_checkpoint(tmp_path, make(4)).write_bytes(b"torn")
+    assert round_of(tmp_path) == 3
 
 
 def test_the_one_just_written_is_never_removed(tmp_path: Path) -> None:
@@ -118,7 +131,6 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": "swarmtune checkpoint 99"},
         {"units": "no json"},
         {"units": json.dumps({"../x": [1, 1.0, 1, "00"]})},
         {"units": json.dumps({"default/block.1": [1]})},
@@ -143,6 +155,67 @@ def test_another_run_or_layout_is_refused_not_overwritten(tmp_path: Path) -> Non
     save_checkpoint(tmp_path, make(2, layout="layout-2"))
     with pytest.raises(BadCheckpoint, match="other adapter settings"):
         load(tmp_path)
+
+
+def test_one_of_a_later_version_is_refused_and_stays(tmp_path: Path) -> None:
+    """It is whole: to start from what is older would write over what was learnt since."""
+    save_checkpoint(tmp_path, make(1))
+    metadata = {"format": "swarmtune checkpoint 99"}
+    data = save({"x": torch.ones(1)}, metadata)
+    newer = tmp_path / "round-0000000002.safetensors"
+    newer.write_bytes(data + module.hashlib.sha256(data).digest())
+    with pytest.raises(BadCheckpoint) as caught:
+        load(tmp_path)
+    met("update swarmtune, or", caught.value)
+    assert newer.exists()
+
+
+def test_the_file_and_then_its_name_are_on_the_disk_before_an_older_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        save_checkpoint(tmp_path / "deep", make(number))
+    did: list[str] = []
+    really_sync, really_replace, really_unlink = os.fsync, Path.replace, Path.unlink
+
+    def fsync(handle: int) -> None:
+        did.append("directory" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        really_sync(handle)
+
+    def replace_(path: Path, target: Path) -> Path:
+        did.append("name")
+        return really_replace(path, target)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        did.append(path.name)
+        really_unlink(path, missing_ok)
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    save_checkpoint(tmp_path / "deep", make(3))
+    assert did == ["file", "name", "directory", "round-0000000001.safetensors"]
+    did.clear()
+    save_checkpoint(tmp_path / "new", make(1))
+    assert did == ["directory", "file", "name", "directory"], "a new directory is a name, too"
+
+
+def test_a_disk_that_cannot_sync_directories_is_used_and_one_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = errno.EINVAL
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    save_checkpoint(tmp_path, make(1))
+    assert round_of(tmp_path) == 1
+    code = errno.EIO
+    with pytest.raises(BadCheckpoint, match="Input/output error"):
+        save_checkpoint(tmp_path, make(2))
+    assert (tmp_path / "round-0000000001.safetensors").exists(), "the older one went before the newer one was sure"
 
 
 def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

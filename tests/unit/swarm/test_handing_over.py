@@ -13,7 +13,7 @@ import torch
 
 from blocks.adapters import unit_digest
 from blocks.errors import BadAdapter
-from blocks.spans import Span, UnitId
+from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState
 from peers.errors import PeerLost, Refused
 from peers.network import PeerId
@@ -158,7 +158,8 @@ def altered(state: UnitState, **tensors: torch.Tensor) -> UnitState:
         (trained(1), "peer ann holds block 1"),
         (replace(trained(2), unit=UnitId("default/block.7")), "not one of this run's"),
         (replace(trained(2), unit=UnitId("other/block.2")), "not one of this run's"),
-        (trained(2, 68), "round 68 of default/block.2 is not believed"),
+        (trained(2, 68), "round 68 of default/block.2 with 4 samples is not believed"),
+        (trained(2, 3, weight=1e300), "with 1e.300 samples is not believed"),
         (replace(trained(2), digest=bytes(32)), "does not match its tensors"),
         (replace(trained(2), weight=-1.0), "negative weight"),
         (altered(trained(2), **{"a.lora_A": torch.ones(3, 3)}), "must be"),
@@ -209,6 +210,56 @@ async def test_room_is_made_by_dropping_what_is_safe_elsewhere_and_never_the_las
     wanted = await offer_units(swarm.pools["ann"], ZOE, offers, seconds=5)
     assert wanted.units == (unit(2),)
     assert swarm.kept("zoe") == {}, "three hosts hold block 3, so its copy could go"
+
+
+async def test_what_was_kept_beyond_a_lowered_limit_goes_oldest_first_and_never_the_last_copy(
+    swarm: KeptSwarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    zoe = await swarm.add("zoe", FRONT)
+    oldest, newer, last = trained(2, 3), trained(3, 4), trained(1, 2)  # ann holds the first two as they are here
+    zoe.span = Span(0, 1)
+    for state in (newer, last, oldest):
+        zoe.kept.put(state)
+    sizes = {parse_unit(name)[1]: there.num_bytes for name, there in zoe.kept.units.items()}
+    zoe.kept._most_bytes = sizes[1] + sizes[3]
+    ann = await swarm.add("ann", BACK, oldest, newer)
+    swarm.safe["zoe"].keep_to_limit()
+    assert swarm.kept("zoe").keys() == {1, 3}, "the oldest of those that others have is enough"
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert "1 that others have were dropped" in line
+    zoe.kept._most_bytes = 10
+    ann.units[unit(3)] = replace(newer, digest=bytes(32))
+    swarm.safe["zoe"].keep_to_limit()
+    assert swarm.kept("zoe").keys() == {1, 3}, "ann has other bits of block 3, nobody any of block 1"
+    ann.units[unit(3)] = newer
+    swarm.safe["zoe"].keep_to_limit()
+    assert swarm.kept("zoe").keys() == {1}
+    said = len(caplog.records)
+    swarm.safe["zoe"].keep_to_limit()
+    assert len(caplog.records) == said, "it is said once"
+
+
+async def test_of_two_keepers_beyond_their_limit_only_one_lets_go(swarm: KeptSwarm) -> None:
+    for name in ("yan", "zoe"):
+        host = await swarm.add(name, FRONT, most_bytes=10)
+        host.kept.put(trained(3))
+    seen = [swarm.hosts[name].record() for name in ("yan", "zoe")]
+    for name, other in (("yan", seen[1]), ("zoe", seen[0])):  # both look before either record tells of it
+        swarm.safe[name]._others = lambda other=other: [other]  # type: ignore[misc]
+        swarm.safe[name].keep_to_limit()
+    assert [bool(swarm.kept(name)) for name in ("yan", "zoe")].count(True) == 1
+
+
+async def test_a_keeper_behind_nat_or_with_an_older_copy_is_no_reason_to_let_go(swarm: KeptSwarm) -> None:
+    for name, number in (("yan", 2), ("zoe", 3)):
+        host = await swarm.add(name, FRONT, most_bytes=10)
+        host.kept.put(trained(3, number))
+    swarm.safe["zoe"].keep_to_limit()
+    assert swarm.kept("zoe")
+    hidden = replace((await swarm.add("ann", BACK, trained(2), trained(3))).record(), behind_nat=True)
+    swarm.safe["zoe"]._others = lambda: [hidden]
+    swarm.safe["zoe"].keep_to_limit()
+    assert swarm.kept("zoe")
 
 
 async def test_a_kept_unit_that_is_damaged_is_not_served(swarm: KeptSwarm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -41,6 +42,9 @@ class FakeRouter:
         for peer in self.gone.intersection(peers):
             self.health.failed(peer, "no answer")
 
+    async def is_there(self, peer: PeerId) -> bool:
+        return peer not in self.gone
+
     async def refresh(self) -> None:
         self.found = self.later or self.found
 
@@ -71,10 +75,16 @@ def with_promise(found: tuple[PeerRecord, ...], me: PeerId, span: Span) -> tuple
     return tuple(replace(each, moves_to=span, since=NOW, moved=True) if each.peer == me else each for each in found)
 
 
-async def looks(router: FakeRouter, mover: FakeMover, times: int = 1, me: PeerId = ANN) -> None:
-    rules = MovingRules(settle_seconds=0.0)
+def healer_of(
+    router: FakeRouter, mover: FakeMover, me: PeerId = ANN, clock: Callable[[], float] = lambda: 0.0
+) -> Healer:
+    rules = MovingRules(settle_seconds=0.0, stand_seconds=1e9)  # nobody moves for balance
     config = HealerConfig(me=me, num_blocks=6, rules=rules, look_seconds=0.001)
-    healer = Healer(mover, router, lambda: NOW, config)  # type: ignore[arg-type]
+    return Healer(mover, router, lambda: NOW, config, is_there=router.is_there, clock=clock)  # type: ignore[arg-type]
+
+
+async def looks(router: FakeRouter, mover: FakeMover, times: int = 1, me: PeerId = ANN) -> None:
+    healer = healer_of(router, mover, me)
     for _ in range(times):
         await healer._look()
 
@@ -133,6 +143,60 @@ async def test_blocks_that_a_newcomer_is_loading_are_left_to_it_though_it_does_n
         assert not mover.moved
 
 
+async def test_a_promise_does_not_outlive_who_gave_it() -> None:
+    """The last holder is gone, and so is who was loading its blocks: nobody waits for the record to expire."""
+    dee = PeerId("dee")
+    found = (*TWO_AND_ONE, host(dee, BACK, roles=(), moves_to=BACK, since=NOW - 1))
+    gone = frozenset({CAT, dee})
+    elected = await mover_of(TWO_AND_ONE, frozenset({CAT}))
+    mover = FakeMover()
+    router = FakeRouter(found, with_promise(found, elected, BACK), frozenset({CAT}))
+    healer = healer_of(router, mover, elected)
+    await healer._look()
+    router.gone = gone
+    await healer._look()
+    assert not mover.promised, "one look is not enough: who loads may be too busy to answer"
+    await healer._look()
+    assert mover.promised == mover.moved == [BACK]
+
+
+async def test_a_loader_that_answers_again_counts_again() -> None:
+    dee = PeerId("dee")
+    router = FakeRouter((*TWO_AND_ONE, host(dee, BACK, roles=(), moves_to=BACK, since=NOW - 1)), None, frozenset({CAT}))
+    for me in (ANN, BOB):
+        mover = FakeMover()
+        healer = healer_of(router, mover, me)
+        for gone in ({dee}, set(), {dee}, set()):
+            router.gone = frozenset({CAT, *gone})
+            await healer._look()
+        assert not mover.promised
+
+
+async def test_hosts_that_promised_are_asked_whether_they_are_there_though_others_hold_their_blocks() -> None:
+    dee = host(PeerId("dee"), FRONT)
+    found = (host(ANN, FRONT), host(BOB, FRONT, moves_to=BACK, since=NOW), host(CAT, BACK), dee)
+    moved = []
+    for me in (ANN, dee.peer):
+        router, mover = FakeRouter(found, with_promise(found, me, BACK), frozenset({CAT, BOB})), FakeMover()
+        await looks(router, mover, me=me)
+        assert BOB in router.checked
+        moved += mover.moved
+    assert moved == [BACK], "bob's promise counted, though bob is gone"
+
+
+async def test_a_clock_that_is_set_back_does_not_prolong_a_turn() -> None:
+    gone = frozenset({CAT})
+    elected = await mover_of(TWO_AND_ONE, gone)
+    other = BOB if elected == ANN else ANN
+    seconds = iter([0.0, 10.0, 21.0, 22.0])
+    router, mover = FakeRouter(TWO_AND_ONE, with_promise(TWO_AND_ONE, other, BACK), gone), FakeMover()
+    healer = healer_of(router, mover, other, clock=lambda: next(seconds))
+    healer._now = lambda: NOW - 3600.0 * len(router.checked)
+    for _ in range(4):
+        await healer._look()
+    assert mover.promised[:1] == [BACK], "who was elected let its turn go by"
+
+
 @pytest.mark.parametrize("mover", [FakeMover(fits=False), FakeMover(is_deaf=True)], ids=["no room", "deaf"])
 async def test_a_move_that_cannot_be_made_ends_nothing(mover: FakeMover) -> None:
     gone = frozenset({CAT})
@@ -143,8 +207,7 @@ async def test_a_move_that_cannot_be_made_ends_nothing(mover: FakeMover) -> None
 
 async def test_a_host_that_is_away_looks_at_nothing() -> None:
     router, mover = FakeRouter(TWO_AND_ONE, None, frozenset({CAT})), FakeMover(is_away=True)
-    config = HealerConfig(me=ANN, num_blocks=6, look_seconds=0.001)
-    task = asyncio.create_task(Healer(mover, router, lambda: NOW, config).run())  # type: ignore[arg-type]
+    task = asyncio.create_task(healer_of(router, mover).run())
     await asyncio.sleep(0.05)
     task.cancel()
     assert not router.checked
