@@ -34,7 +34,7 @@ from swarm.options import (
 from swarm.peer import Peer
 from swarm.peer_config import PeerConfig
 from swarm.quick_start import import_hosting, settle
-from swarm.reports.status import COLUMNS, title
+from swarm.reports.status import COLUMNS, GIVEN_COLUMNS, title
 from swarm.reports.trackers import tracked
 from swarm.reports.traffic import TRAFFIC_COLUMNS, size_words
 from swarm.state import states_of
@@ -265,6 +265,8 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
                 screen.data(status.to_plain())
             else:
                 screen.table(title(status), COLUMNS, status.rows())
+                if given := status.given_rows():
+                    screen.table("since each peer's first start, as it says", GIVEN_COLUMNS, given, below=True)
                 if status.traffic:
                     screen.table("bytes since each host started", TRAFFIC_COLUMNS, status.traffic_rows(), below=True)
             if options.watch_seconds <= 0:

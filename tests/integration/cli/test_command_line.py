@@ -93,6 +93,14 @@ def test_train_generate_export(running: Running, data: Path, home: Home) -> None
     text = done(swarm("generate", f"{running.run}/", " ".join(prompt), "--max-tokens", "4", "--threads", "1")).stdout
     assert text.strip()
 
+    def given() -> bool:
+        hosts = json.loads(done(swarm("status", running.join, "--json")).stdout)["hosts"]
+        return all(host["trained_tokens"] > 0 < host["served_tokens"] for host in hosts)
+
+    until(given, "both hosts say what they have trained and served")
+    _, _, below = done(swarm("status", running.join)).stdout.partition("since each peer's first start")
+    assert "bea" in below.partition("bytes since")[0]
+
     adapter = home.path / "adapter"
     assert "PeftModel.from_pretrained" in done(swarm("export", running.join, str(adapter))).stderr
     base = AutoModelForCausalLM.from_pretrained(home.model, dtype=torch.float32)
