@@ -219,7 +219,8 @@ class ProgressRecord:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerRecord:
     """How a trainer is doing. Losses are mean cross entropy per token in nats. `evaluated` is the last round with
-    which it has measured held-out rows; None where it has none, or measures no more.
+    which it has measured held-out rows; None where it has none, or measures no more. Who has `left` trains no more: the
+    DHT keeps what expires last, so a goodbye is a newer record.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -232,6 +233,7 @@ class TrainerRecord:
     step: int = wired(integer(0, _MAX_ROUND))
     round: int = wired(_ROUND)
     evaluated: int | None = wired(optional(_ROUND), default=None)
+    left: bool = wired(BOOLEAN, default=False)
     expires_at: float = wired(_MOMENT)
 
 

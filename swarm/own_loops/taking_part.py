@@ -158,6 +158,8 @@ class TakingPart:
                     logger.warning("left in the middle of a round, after %.0f s", _ROUND_SECONDS)
                     await self.keeper.tell_away("leaving")
                 await self.announce()
+                if self.state is not None:
+                    await self._tell_state(self.state, self._node.network.dht_time())
         except NetworkFailed as error:
             logger.info("left without a word: %s", error)  # p2pd is gone; the records expire by themselves
         except TimeoutError:
@@ -183,6 +185,7 @@ class TakingPart:
                 tokens_per_second=state.tokens_per_second,
                 step=state.step,
                 round=self.units.round,
+                left=bool(self._away),
                 expires_at=now + _LIFE_SECONDS,
             )
         )

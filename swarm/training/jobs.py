@@ -112,6 +112,7 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
             if request.on_progress is not None:
                 request.on_progress(progress)
 
+        node.farewells.append(trainer.leave)  # said here at the end; or as the node stops, which is why this ended
         try:
             await trainer.run(on_progress=on_progress)
             if request.last_round:
@@ -126,6 +127,8 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
         finally:
             if validation is not None:
                 await validation.close()
+            await trainer.leave()
+            node.farewells.remove(trainer.leave)
     return TrainingResult(
         losses=tuple(trainer.losses),
         evaluations=() if validation is None else tuple(validation.own),
