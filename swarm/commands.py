@@ -170,6 +170,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         view = TrainingView(screen)
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
         view.finish(result.evaluations, result.swarm_evaluations)
+        if not result.losses:
+            total = peer.node.spec.training.total_samples
+            screen.say(f"nothing is missing to the run's {total} samples; bring more with --steps")
+            return
         screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
         used = peer.node.traffic.total
         screen.say(f"{size_words(used.sent)} sent, {size_words(used.received)} received")
