@@ -50,7 +50,7 @@ class Directory(Protocol):
         """Live progress of the hosts that hold any block of `span`, ordered by peer id."""
 
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
-        """Live records of the trainers of the run, ordered by peer id."""
+        """Live records of the trainers of the run that have not left, ordered by peer id."""
 
     async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
         """What trainers have measured with the adapter of round `number`, ordered by peer id."""

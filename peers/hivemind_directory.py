@@ -115,7 +115,7 @@ class HivemindDirectory:
 
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
         """See Directory."""
-        return await self._find([trainers_key(run)], TrainerRecord, run)
+        return [each for each in await self._find([trainers_key(run)], TrainerRecord, run) if not each.left]
 
     async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
         """See Directory."""

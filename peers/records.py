@@ -30,6 +30,7 @@ MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
 MAX_NICKNAME_CHARS = 48
+MAX_GIVEN_TOKENS = 2**53  # what JavaScript can count to, and more than any peer has done
 ROLES = ("host", "holder", "trainer", "client", "keeper")  # a holder serves itself alone: nobody can dial it
 AWAY = ("", "hand", "hours", "leaving", "moving")  # why a peer that has a span serves nobody now; empty while it does
 
@@ -126,6 +127,7 @@ _ROUND = integer(0, _MAX_ROUND)
 _KEEPING = Codec(
     "[span, round, digests]", _read_keeping, lambda kept: [[kept.span.start, kept.span.end], kept.round, kept.digests]
 )
+_GIVEN = integer(0, MAX_GIVEN_TOKENS)
 _SPEED = _number(0, 1e9)
 _SECONDS = _number(0, 1e6)
 _MOMENT = _number(0, 1e11)
@@ -144,6 +146,9 @@ class PeerRecord:
     stays where it is; `pinned`, that a person chose its span; `since`, when it took its span or promised the one in
     `moves_to`, which it is going to hold instead or, without the role of a host, is loading; `moved`, that it came
     there by a move. A newcomer that loads its first span gives that as `span`, too.
+
+    `served_tokens` and `trained_tokens` are what it says it has done since its identity's first start; nobody checks
+    that, and no rule goes by it.
     """
 
     kind: ClassVar[str] = "peer"
@@ -167,6 +172,8 @@ class PeerRecord:
     since: float = wired(_MOMENT, default=0.0)
     moved: bool = wired(BOOLEAN, default=False)
     moves_to: Span | None = wired(optional(_SPAN), default=None)
+    served_tokens: int = wired(_GIVEN, default=0)
+    trained_tokens: int = wired(_GIVEN, default=0)
     expires_at: float = wired(_MOMENT)
 
 
@@ -212,7 +219,8 @@ class ProgressRecord:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerRecord:
     """How a trainer is doing. Losses are mean cross entropy per token in nats. `evaluated` is the last round with
-    which it has measured held-out rows; None where it has none, or measures no more.
+    which it has measured held-out rows; None where it has none, or measures no more. Who has `left` trains no more: the
+    DHT keeps what expires last, so a goodbye is a newer record.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -225,6 +233,7 @@ class TrainerRecord:
     step: int = wired(integer(0, _MAX_ROUND))
     round: int = wired(_ROUND)
     evaluated: int | None = wired(optional(_ROUND), default=None)
+    left: bool = wired(BOOLEAN, default=False)
     expires_at: float = wired(_MOMENT)
 
 

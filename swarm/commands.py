@@ -34,7 +34,7 @@ from swarm.options import (
 from swarm.peer import Peer
 from swarm.peer_config import PeerConfig
 from swarm.quick_start import import_hosting, settle
-from swarm.reports.status import COLUMNS, title
+from swarm.reports.status import COLUMNS, GIVEN_COLUMNS, title
 from swarm.reports.trackers import tracked
 from swarm.reports.traffic import TRAFFIC_COLUMNS, size_words
 from swarm.state import states_of
@@ -170,6 +170,10 @@ def run_train(options: TrainOptions, screen: Screen) -> None:
         view = TrainingView(screen)
         result = peer.train(data, steps=options.steps, held_out=held_out, on_progress=view.show)
         view.finish(result.evaluations, result.swarm_evaluations)
+        if not result.losses:
+            total = peer.node.spec.training.total_samples
+            screen.say(f"nothing is missing to the run's {total} samples; bring more with --steps")
+            return
         screen.say(f"{len(result.losses)} steps, {result.tokens} tokens, last loss {result.losses[-1]:.4f}")
         used = peer.node.traffic.total
         screen.say(f"{size_words(used.sent)} sent, {size_words(used.received)} received")
@@ -265,6 +269,8 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
                 screen.data(status.to_plain())
             else:
                 screen.table(title(status), COLUMNS, status.rows())
+                if given := status.given_rows():
+                    screen.table("since each peer's first start, as it says", GIVEN_COLUMNS, given, below=True)
                 if status.traffic:
                     screen.table("bytes since each host started", TRAFFIC_COLUMNS, status.traffic_rows(), below=True)
             if options.watch_seconds <= 0:

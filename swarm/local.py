@@ -1,4 +1,7 @@
-"""Host processes on this machine, each a `swarm join`: for the demo, for benchmarks, and for tests that kill them."""
+"""Host processes on this machine, each a `swarm join`: for the demo, for benchmarks, and for tests that kill them.
+
+They leave in order when the process that started them ends, however it ends: each has a pipe from it as standard input.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +54,16 @@ class HostProcess:
         command = ["env", f"OMP_NUM_THREADS={host.threads}", "TOKENIZERS_PARALLELISM=false"]
         command += [f"XDG_CACHE_HOME={host.cache_home}", sys.executable, *host.program, "-v", "join", target]
         command += ["--blocks", str(host.span), "--state", str(host.state), "--host", LOOPBACK]
-        command += ["--threads", str(host.threads), *host.extra]
+        command += ["--threads", str(host.threads), "--until-eof", *host.extra]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                process_group=0,  # Ctrl-C in a terminal is for whoever started it, who then stops it in order
+            )
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -109,8 +119,9 @@ class HostProcess:
     def _finish(self) -> None:
         self.process.wait()
         self._reader.join(timeout=_STOP_SECONDS)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -27,7 +27,6 @@ from peers.chains.decode_chain import DecodeSession
 from peers.chains.decode_legs import SessionConfig
 from peers.chains.history import StepInput
 from peers.routes.router import Router
-from peers.routes.routing import Hop
 from peers.streams.pool import Pool
 from swarm.interrupt import Interrupt
 
@@ -87,11 +86,6 @@ class RemoteBlocks:
     def rounds(self) -> frozenset[int]:
         """The rounds whose adapter serves the present text."""
         return frozenset() if self._session is None else self._session.rounds
-
-    @property
-    def hops(self) -> tuple[Hop, ...]:
-        """The hosts that serve the present text now."""
-        return () if self._session is None else self._session.hops
 
     @property
     def replaced(self) -> int:

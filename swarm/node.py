@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -94,6 +94,8 @@ class Node:
             check=self.check,
         )
         self.taking_part: TakingPart | None = None
+        self.farewells: list[Callable[[], Awaitable[None]]] = []
+        """What else is to be said before this peer leaves; each takes its time, at most seconds, and does not fail."""
         self.revocations: RevocationWatch | None = None  # of a private run
         self._holding: Holding | None = None
         self._presence: LanPresence | None = None
@@ -233,8 +235,8 @@ class Node:
     async def stop(self) -> None:
         """Leave: say so, finish what is in flight, checkpoint, close streams, end p2pd; whichever of these fails."""
         try:
-            for part in self.members():
-                await part.leave()
+            for leave in (*self.farewells, *(part.leave for part in self.members())):
+                await leave()
         finally:
             await self.end(self._tasks)
             async with AsyncExitStack() as stack:

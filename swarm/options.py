@@ -92,7 +92,7 @@ class JoinOptions(PeerOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions(PeerOptions):
-    """`swarm train`: bring data. `steps` 0 is as many as make the run's `total_samples`.
+    """`swarm train`: bring data. `steps` 0 is as many as are missing to the run's `total_samples`.
 
     `avoid` and `only` are peer ids that this trainer never, or exclusively, routes through. `wait_seconds` is how long
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,

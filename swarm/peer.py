@@ -116,7 +116,8 @@ class Peer:
         on_progress: Callable[[Progress], None] | None = None,
         last_round: int = 0,
     ) -> TrainingResult:
-        """Bring data, a SampleSet or what `load` takes: `steps` batches (0: as many as make `total_samples`).
+        """Bring data, a SampleSet or what `load` takes: `steps` batches (0: as many as are missing to the
+        run's `total_samples` now, be it none).
 
         `held_out` is measured before the first step, after every round, and at the end, when `last_round` is done. Its
         sums are told to the swarm, and added to those of all other trainers that measure.

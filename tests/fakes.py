@@ -100,7 +100,7 @@ class FakeDirectory:
         return overlapping(self._find(span_keys(run, ProgressRecord.kind, span), ProgressRecord, run), span)
 
     async def find_trainers(self, run: str) -> list[TrainerRecord]:
-        return self._find([trainers_key(run)], TrainerRecord, run)
+        return [each for each in self._find([trainers_key(run)], TrainerRecord, run) if not each.left]
 
     async def find_evaluations(self, run: str, number: int) -> list[EvaluationRecord]:
         return self._find([evaluations_key(run, number)], EvaluationRecord, run)

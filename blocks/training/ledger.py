@@ -53,7 +53,7 @@ class Counted:
 
 @dataclass(slots=True)
 class Tally:
-    """What has been counted for one block since its last step and since its last round."""
+    """What has been counted for one block since its last step and since its last round; `done_tokens` by this host."""
 
     samples: int = 0
     tokens: int = 0
@@ -61,6 +61,7 @@ class Tally:
     round_tokens: int = 0
     round_steps: int = 0
     total_samples: int = 0
+    done_tokens: int = 0
 
     @property
     def since_round(self) -> Counted:
@@ -85,6 +86,11 @@ class Ledger:
         self.tallies: dict[int, Tally] = {block: Tally() for block in span.blocks()}
         self._entries: dict[Piece, _Entry] = {}
         self._lives: OrderedDict[tuple[str, int], _Life] = OrderedDict()
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens with a label that were counted here, for the block that has seen most."""
+        return max(tally.done_tokens for tally in self.tallies.values())
 
     def open(self, piece: Piece, *, samples: int, deadline: float) -> None:
         """A forward pass was made. A repeated piece replaces what was there."""
@@ -137,6 +143,7 @@ class Ledger:
             tally.round_samples += entry.samples
             tally.round_tokens += entry.tokens
             tally.total_samples += entry.samples
+            tally.done_tokens += entry.tokens
         return fresh
 
     def drop(self, piece: Piece) -> bool:
@@ -178,6 +185,7 @@ class Ledger:
             tally.round_tokens += tokens
             tally.round_steps += 1
             tally.total_samples += samples
+            tally.done_tokens += tokens
 
     def round_done(self, block: int, *, counted: Counted, total_samples: int) -> None:
         """A round was applied to `block`: what it weighed is done, what came since stays for the next."""

@@ -71,6 +71,11 @@ class DecodeService(Handler):
         """How many sessions are open."""
         return len(self._sessions)
 
+    @property
+    def served_tokens(self) -> int:
+        """Tokens of texts that have gone through here, prompts included."""
+        return self._steps.served_tokens
+
     async def answer(self, question: Question) -> Answer:
         """Answer one question; see messages.py for what each carries."""
         match question.message:

@@ -18,7 +18,9 @@ from peers.streams.values import Place
 
 @dataclass(slots=True, eq=False)
 class HostedSession:
-    """State of one session. `history` is None where nothing goes on to another host, or there was no room for it."""
+    """State of one session. `history` is None where nothing goes on to another host, or there was no room for it.
+    `tokens` are those of its text so far, over all rows.
+    """
 
     name: str
     owner: PeerId
@@ -29,6 +31,7 @@ class HostedSession:
     previous: Place | None
     onward: Place | None
     number: int = -1
+    tokens: int = 0
     history: History | None = field(default_factory=History)
     is_replayed: bool = False
     _running: asyncio.Task[StepInput] | None = None

@@ -31,7 +31,8 @@ class HostedSteps:
         self._decoder, self._edge, self._outbox = decoder, edge, Outbox()
         self._onward = Onward(pool=pool, kind=StreamKind.DECODE, seconds=STEP_SECONDS)
         self._history_bytes = 0
-        self.tokens = 0
+        self.served_tokens = 0
+        """Of all texts, prompts included; guesses that were not right, and what came twice, are taken off again."""
 
     async def step(self, session: HostedSession, message: Step, question: Question) -> Answer:
         """Compute a step; answers once it is through the rest of the chain."""
@@ -88,8 +89,10 @@ class HostedSteps:
             rows=here.rows,
         )
         hidden = await self._decoder.step(request, client=str(session.owner), deadline_seconds=STEP_SECONDS)
-        self.tokens += hidden.shape[0] * hidden.shape[1]
         output = step.out(hidden)
+        tokens = hidden.shape[0] * output.end if step.mask_BS is None else int(step.mask_BS.sum())
+        self.served_tokens += tokens - session.tokens
+        session.tokens = tokens
         if session.history is not None and session.onward is not None:
             self._history_bytes -= session.history.num_bytes
             session.history.add(output)

@@ -18,7 +18,7 @@ from swarm.cli.arguments import (
     quantize_option,
     track_option,
 )
-from swarm.cli.report import screen
+from swarm.cli.report import screen, stop_at_end_of
 from swarm.hosts.hours import parse_hours
 from swarm.options import JoinOptions
 from swarm.sizes import parse_bandwidth, parse_memory
@@ -43,6 +43,7 @@ class _Given(PeerGiven):
     max_bandwidth: str | None
     hours: str | None
     track: tuple[str, ...]
+    until_eof: bool
 
 
 @click.command(
@@ -97,9 +98,14 @@ lets it rest.""",
     metavar="DIR",
     help="Go on from what dead peers left in their state directory, too; may be repeated.",
 )
+@click.option(
+    "--until-eof", is_flag=True, help="End, as on SIGTERM, when standard input ends: for programs that start this one."
+)
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and run the peer."""
     with screen("stopped; this peer's state is kept, so the same command goes on from here") as shown:
+        if given["until_eof"]:
+            stop_at_end_of(0)  # standard input
         options = JoinOptions(
             **peer_fields(given),
             blocks=_blocks(given["blocks"]),

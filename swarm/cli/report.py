@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +36,22 @@ def stop_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _raise_stopped)
+
+
+def stop_at_end_of(stream: int) -> None:
+    """End as on SIGTERM when nobody can write to this file descriptor any more: whoever started this process holds the
+    other end of a pipe to it, and is gone, however it ended.
+    """
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def wait() -> None:
+        with suppress(OSError):  # what cannot be read has ended, too
+            while os.read(stream, 4096):
+                pass
+        signal.pthread_kill(main, signal.SIGTERM)  # there, as only that wakes what it waits for
+
+    threading.Thread(target=wait, name="whoever started this", daemon=True).start()
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:

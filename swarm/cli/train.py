@@ -76,7 +76,10 @@ and nobody waits for its blocks.""",
 )
 @click.option("--label", multiple=True, metavar="TEXT", help="A label that no row of --eval-data has here; repeatable.")
 @click.option(
-    "--steps", type=click.IntRange(0), default=0, help="Batches to bring; 0: as many as make the run's total-samples."
+    "--steps",
+    type=click.IntRange(0),
+    default=0,
+    help="Batches to bring; 0: what the run lacks of its total-samples.",
 )
 @click.option("--blocks", default="none", show_default=True, metavar="none|A:B", help="Hold these blocks here as well.")
 @click.option(

@@ -51,8 +51,6 @@ class Metrics(Observer):
         """See Observer."""
         self._written.labels(request.served.name).inc(end.tokens)
         self._texts.labels(request.served.name, end.reason).inc()
-        for models in request.served.through:
-            self._watch.sightings[models.peer].wrote(end.hosts, end.tokens + len(request.ids))
 
     def failed(self, request: TextRequest, error: BaseException) -> None:
         """See Observer."""

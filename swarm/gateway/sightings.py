@@ -1,18 +1,15 @@
-"""What one swarm looked like while the gateway watched: who came and went, who did what, how it learnt. Pure."""
+"""What one swarm looked like while the gateway watched: who came and went, and how it learnt. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import deque
 from dataclasses import dataclass
 
-from peers.network import PeerId
 from peers.records import PeerRecord
 from swarm.reports.status import Status
 
 MAX_EVENTS = 60
 MAX_POINTS = 600
-_MAX_NAMES = 4096  # of peers that are remembered, so that many who come and go cannot fill the memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +45,6 @@ class Sightings:
         self.looked_at = 0.0
         self.events: deque[Coming] = deque(maxlen=MAX_EVENTS)
         self.points: deque[Point] = deque(maxlen=MAX_POINTS)
-        self.samples: Counter[str] = Counter()
-        """By host: samples that it has trained since the gateway began to watch."""
-        self.served: Counter[str] = Counter()
-        """By host: tokens of this gateway's texts, prompts included, that went through it."""
 
     def look(self, status: Status, unserved: tuple[int, ...], now: float) -> None:
         """Take one more look."""
@@ -59,11 +52,6 @@ class Sightings:
         if before is not None:
             self._compare(before, status, now)
         self.points.append(_point(status, now))
-
-    def wrote(self, hosts: tuple[PeerId, ...], tokens: int) -> None:
-        """A text of the gateway went through `hosts`; those of other swarms are left out."""
-        ours = () if self.status is None else {record.peer for record in self.status.hosts}
-        _count(self.served, {host: tokens for host in hosts if host in ours})
 
     def plain(self) -> dict[str, object]:
         """For JSON; the points thinned to what a plot shows."""
@@ -79,8 +67,6 @@ class Sightings:
             "unserved_blocks": list(self.unserved),
             "events": [_event(event) for event in reversed(self.events)],
             "points": [[p.at, p.round, p.loss, p.eval_loss, p.tokens_per_second, p.hosts, p.bytes_sent] for p in shown],
-            "trained_samples": dict(self.samples),
-            "served_tokens": dict(self.served),
         }
 
     def _compare(self, before: Status, after: Status, now: float) -> None:
@@ -94,13 +80,6 @@ class Sightings:
         for peer, record in was.items():
             if peer not in now_there:
                 self._note("paused" if peer in paused else "left", record, now)
-        grown: dict[str, int] = {}
-        for name, progress in after.progress.items():
-            old = before.progress.get(name)
-            if old is not None:
-                since = old.samples if old.round == progress.round else 0
-                grown[name] = max(0, progress.samples - since)
-        _count(self.samples, grown)
 
     def _note(self, what: str, record: PeerRecord, now: float) -> None:
         blocks = (record.span.start, record.span.end)
@@ -109,12 +88,6 @@ class Sightings:
 
 def _hosts(status: Status) -> dict[str, PeerRecord]:
     return {record.peer: record for record in status.hosts}
-
-
-def _count(counter: Counter[str], more: Mapping[str, int]) -> None:
-    for name, number in more.items():
-        if number and (name in counter or len(counter) < _MAX_NAMES):
-            counter[name] += number
 
 
 def _point(status: Status, now: float) -> Point:

@@ -11,7 +11,6 @@ from transformers import StoppingCriteria
 
 from blocks.decoding.sampling import Choice
 from blocks.decoding.speculation import Speculation
-from peers.network import PeerId
 from swarm.gateway.catalog import Served
 from swarm.gateway.pieces import TextPieces
 from swarm.interrupt import Interrupt, Interrupted
@@ -49,11 +48,10 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """The text is complete: why ("stop" or "length"), its tokens, and the hosts that wrote the end of it."""
+    """The text is complete: why ("stop" or "length"), and how many tokens it has."""
 
     reason: str
     tokens: int
-    hosts: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,7 @@ class Writing(StoppingCriteria):  # type: ignore[misc]
         self._pieces = TextPieces(request.served.words.text, request.ids, request.stops)
         self._seen = len(request.ids)
         self._choices: dict[int, Choice] = {}
-        self._hosts: tuple[PeerId, ...] = ()
         self._is_done = False
-        self._model: SwarmModel | None = None
         self._ends: frozenset[int] = frozenset()
 
     def write(self, model: SwarmModel, speculation: Speculation) -> None:
@@ -88,7 +84,7 @@ class Writing(StoppingCriteria):  # type: ignore[misc]
             Interrupted, NoRoute, Refused: see SwarmModel.continue_ids.
         """
         request = self._request
-        self._model, self._ends = model, _ends(model)
+        self._ends = _ends(model)
         most = request.sampling.max_new_tokens
         model.continue_ids(request.ids, most, self, adapter=request.served.adapter, speculation=speculation)
         if self.interrupt.is_set and not self._is_done:
@@ -97,7 +93,7 @@ class Writing(StoppingCriteria):  # type: ignore[misc]
         if rest or self._choices:
             self._tell(Piece(rest, self._told()))
         reason = "stop" if self._is_done or self._pieces.is_stopped else "length"
-        self._tell(Ended(reason=reason, tokens=self._seen - len(request.ids), hosts=self._hosts))
+        self._tell(Ended(reason=reason, tokens=self._seen - len(request.ids)))
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         """See Watcher."""
@@ -105,8 +101,6 @@ class Writing(StoppingCriteria):  # type: ignore[misc]
             if self._is_done:
                 break  # guesses behind the end
             self._take(int(token))
-        assert self._model is not None
-        self._hosts = tuple(hop.peer for hop in self._model.blocks.hops)
         return torch.full((1,), self._is_done or self.interrupt.is_set)
 
     def _take(self, token: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blocks.spans import Span
 from peers.records import MAX_ADDRESSES, PeerRecord, seal_record
 from peers.streams.messages import PROTOCOL_MAX, PROTOCOL_MIN
+from swarm.hosts.contributions import Contributions, Given
 
 if TYPE_CHECKING:
     from swarm.hosts.host import Host
     from swarm.node import Node
 
 RECORD_LIFE_SECONDS = 60.0
+_GIVEN_SECONDS = 10  # between two words of what this peer has given, while that grows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,8 +38,8 @@ class Place:
 class Announcer:
     """Keeps this peer's record in the directory: at once on change, and before it expires."""
 
-    def __init__(self, node: Node, place: Place, *, nickname: str = "") -> None:
-        self.place = place
+    def __init__(self, node: Node, place: Place, given: Contributions, *, nickname: str = "") -> None:
+        self.place, self.given = place, given
         self.host: Host | None = None
         """What is held; None while it is being loaded."""
         self.sealed = b""
@@ -50,9 +53,9 @@ class Announcer:
         """Announce again until cancelled; the first time was before."""
         while True:
             said = self._round()
-            for _ in range(int(RECORD_LIFE_SECONDS / 2)):
+            for second in range(1, int(RECORD_LIFE_SECONDS / 2) + 1):
                 await asyncio.sleep(1.0)
-                if self._round() != said:
+                if self._round() != said or (second >= _GIVEN_SECONDS and self.given.is_news):
                     break
             await self.announce()
 
@@ -71,8 +74,8 @@ class Announcer:
         place.moves_to = span
         await self.announce()
 
-    async def arrived(self, host: Host) -> None:
-        """The span is loaded and served: from here on others can use it.
+    async def arrived(self, host: Host, served_tokens: Callable[[], int]) -> None:
+        """The span is loaded and served: from here on others can use it. `served_tokens` is what it has served so far.
 
         Raises:
             NetworkFailed: they cannot be told.
@@ -80,6 +83,18 @@ class Announcer:
         place, self.host = self.place, host
         place.span, place.moves_to, place.since = host.span, None, self._node.network.dht_time()
         self._speeds = host.tokens_per_second, host.backward_tokens_per_second
+        ledger = host.trainer.ledger
+        self.given.begin(lambda: Given(served_tokens=served_tokens(), trained_tokens=ledger.trained_tokens))
+        await self.announce()
+
+    async def gone(self) -> None:
+        """Nothing is held any more, until the next span arrives.
+
+        Raises:
+            NetworkFailed: the others cannot be told.
+        """
+        self.given.end()
+        self.host, self.away = None, ""
         await self.announce()
 
     async def announce(self) -> None:
@@ -89,6 +104,7 @@ class Announcer:
             NetworkFailed: it cannot be done.
         """
         node, host, place = self._node, self.host, self.place
+        given = await self.given.save()
         serving, behind_nat = host is not None and not self.away, node.config.network.client_mode
         record = PeerRecord(
             run=node.config.run,
@@ -113,6 +129,8 @@ class Announcer:
             moved=place.moved,
             # What only this peer can use is no promise to others.
             moves_to=None if behind_nat else place.moves_to or (place.span if host is None else None),
+            served_tokens=given.served_tokens,
+            trained_tokens=given.trained_tokens,
             expires_at=node.network.dht_time() + RECORD_LIFE_SECONDS,
         )
         self.sealed = seal_record(node.network.identity, record)

@@ -14,6 +14,7 @@ from peers.errors import PeerError
 from peers.routes.router import is_there
 from swarm.errors import SwarmError
 from swarm.hosts.announcing import Announcer, Place
+from swarm.hosts.contributions import Contributions
 from swarm.hosts.healing import Healer, HealerConfig
 from swarm.hosts.hosting import Hosting, start_hosting
 from swarm.hosts.loading import HostingConfig, choose
@@ -54,7 +55,8 @@ class Holding:
             pinned=config.span is not None,
             since=node.network.dht_time(),
         )
-        self.announcer = Announcer(node, place, nickname=config.nickname)
+        given = await asyncio.to_thread(Contributions, node.config.state, node.network.peer_id)
+        self.announcer = Announcer(node, place, given, nickname=config.nickname)
         await self.announcer.announce()  # so that who comes at the same moment chooses other blocks
         announcing = node.spawn(self.announcer.run(), "announcements")
         try:
@@ -89,8 +91,7 @@ class Holding:
         self.hosting = None
         await self._node.end(self._tasks)
         await hosting.stop()
-        self.announcer.host, self.announcer.away = None, ""
-        await self.announcer.announce()
+        await self.announcer.gone()
         try:
             await self._hold(span)
         except (BlockError, SwarmError, PeerError, MemoryError) as error:

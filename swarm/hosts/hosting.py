@@ -65,6 +65,7 @@ class Hosting:
         self.pauser.close()
         try:
             await save_all(self.host, self.keeper, self.handing)
+            await self.announcer.given.save()
         finally:
             await self._exchange.stop()
             await asyncio.to_thread(self.host.close)
@@ -125,7 +126,7 @@ async def start_hosting(
         pauser = Pauser(Withdrawal(parts), Switch(file=PauseFile(state), hours=config.hours), state)
         await pauser.begin()
         undo.callback(pauser.close)
-        await announcer.arrived(host)
+        await announcer.arrived(host, lambda: sessions.served_tokens)
         undo.pop_all()
     works = {
         "optimizer steps": host.run(),

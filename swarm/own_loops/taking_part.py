@@ -17,6 +17,7 @@ from peers.errors import NetworkFailed
 from peers.records import MAX_ADDRESSES, PeerRecord, TrainerRecord, seal_record
 from peers.streams.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from swarm.errors import BadConfig
+from swarm.hosts.contributions import Contributions, Given
 from swarm.hosts.hosting import round_keeper, save_all, serve_units
 from swarm.hosts.loading import run_rules
 from swarm.hosts.pausing import LEAVE_SECONDS
@@ -65,7 +66,11 @@ class TakingPart:
     """The parts of a node that takes part in rounds with a loop's units. Made by `start_taking_part`."""
 
     def __init__(
-        self, node: Node, parts: tuple[OwnUnits, RoundKeeper, HandingOver, HivemindExchange], nickname: str
+        self,
+        node: Node,
+        parts: tuple[OwnUnits, RoundKeeper, HandingOver, HivemindExchange],
+        given: Contributions,
+        nickname: str,
     ) -> None:
         self.units, self.keeper, self._handing, self._exchange = parts
         self.sealed = b""
@@ -73,6 +78,8 @@ class TakingPart:
         self.state: LoopState | None = None
         self._node, self._nickname = node, nickname
         self._away = ""
+        self._given = given
+        given.begin(lambda: Given(trained_tokens=self.units.ledger.trained_tokens))
 
     @property
     def holder(self) -> OwnUnits:
@@ -86,6 +93,7 @@ class TakingPart:
             NetworkFailed: it cannot be done.
         """
         node = self._node
+        given = await self._given.save()
         record = PeerRecord(
             run=node.config.run,
             peer=node.network.peer_id,
@@ -103,6 +111,8 @@ class TakingPart:
             roles=("trainer",),
             away=self._away,
             pinned=True,
+            trained_tokens=given.trained_tokens,
+            served_tokens=given.served_tokens,
             expires_at=node.network.dht_time() + _LIFE_SECONDS,
         )
         self.sealed = seal_record(node.network.identity, record)
@@ -148,6 +158,8 @@ class TakingPart:
                     logger.warning("left in the middle of a round, after %.0f s", _ROUND_SECONDS)
                     await self.keeper.tell_away("leaving")
                 await self.announce()
+                if self.state is not None:
+                    await self._tell_state(self.state, self._node.network.dht_time())
         except NetworkFailed as error:
             logger.info("left without a word: %s", error)  # p2pd is gone; the records expire by themselves
         except TimeoutError:
@@ -157,6 +169,7 @@ class TakingPart:
         """Keep what was learnt, here and with keepers."""
         try:
             await save_all(self.units, self.keeper, self._handing)
+            await self._given.save()
         finally:
             await self._exchange.stop()
 
@@ -172,6 +185,7 @@ class TakingPart:
                 tokens_per_second=state.tokens_per_second,
                 step=state.step,
                 round=self.units.round,
+                left=bool(self._away),
                 expires_at=now + _LIFE_SECONDS,
             )
         )
@@ -202,7 +216,8 @@ async def start_taking_part(node: Node, own: OwnModel) -> TakingPart:
         keeper = round_keeper(node, units, exchange)
         await keeper.catch_up(is_start=True)
         handing, safe = await serve_units(node, units, keeper)
-        part = TakingPart(node, (units, keeper, handing, exchange), own.nickname)
+        given = await asyncio.to_thread(Contributions, node.config.state, network.peer_id)
+        part = TakingPart(node, (units, keeper, handing, exchange), given, own.nickname)
         await part.announce()
         undo.pop_all()
     logger.info("taking part round=%d units=%d", units.round, len(units.units))

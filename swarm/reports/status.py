@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """One look at a run. `missing` are blocks that nobody holds; `paused` are peers that have some but serve nobody
-    now; `traffic` is of the hosts that answered.
+    now; `members` average what they train and serve nobody else; `traffic` is of the hosts that answered.
     """
 
     run: str
@@ -28,6 +28,7 @@ class Status:
     progress: Mapping[str, ProgressRecord]
     trainers: tuple[TrainerRecord, ...]
     paused: tuple[PeerRecord, ...] = ()
+    members: tuple[PeerRecord, ...] = ()
     traffic: Traffic = field(default_factory=dict)
 
     @property
@@ -57,6 +58,7 @@ class Status:
             "tokens_per_second": round(self.tokens_per_second, 1),
             "hosts": [self._host(host) for host in self.hosts],
             "paused": [self._host(host) | {"paused_by": host.away} for host in self.paused],
+            "members": [_given(member) for member in self.members],
             "trainers": [_trainer(trainer) for trainer in self.trainers],
             "traffic": traffic_plain(self.traffic),
         }
@@ -101,6 +103,15 @@ class Status:
             )
         return rows
 
+    def given_rows(self) -> list[tuple[str, ...]]:
+        """For a table with `GIVEN_COLUMNS`: the peers that say that they have given anything, most trained first."""
+        peers = (*self.hosts, *self.paused, *self.members)
+        return [
+            (peer.nickname or peer.peer[-8:], f"{peer.trained_tokens:,}", f"{peer.served_tokens:,}")
+            for peer in sorted(peers, key=lambda peer: (-peer.trained_tokens, -peer.served_tokens, peer.peer))
+            if peer.trained_tokens or peer.served_tokens
+        ]
+
     def traffic_rows(self) -> list[tuple[str, ...]]:
         """For a table with `TRAFFIC_COLUMNS`."""
         return traffic_rows(self.traffic, {PeerId(host.peer): host.nickname for host in self.hosts if host.nickname})
@@ -108,8 +119,7 @@ class Status:
     def _host(self, host: PeerRecord) -> dict[str, object]:
         progress = self.progress.get(host.peer)
         return {
-            "peer": host.peer,
-            "nickname": host.nickname,
+            **_given(host),
             "blocks": [host.span.start, host.span.end],
             "round": host.round,
             "samples_since_round": None if progress is None else progress.samples,
@@ -124,10 +134,21 @@ class Status:
 
 _PAUSED_BY = {"hand": "hand", "hours": "its --hours"}
 COLUMNS = ("peer", "blocks", "round", "samples", "tokens/s", "dtype")
+GIVEN_COLUMNS = ("peer", "tokens trained", "tokens served")
 
 
 def _keeping(keeping: Keeping) -> dict[str, object]:
     return {"blocks": [keeping.span.start, keeping.span.end], "round": keeping.round}
+
+
+def _given(peer: PeerRecord) -> dict[str, object]:
+    """Whose it is, and what it says it has given."""
+    return {
+        "peer": peer.peer,
+        "nickname": peer.nickname,
+        "trained_tokens": peer.trained_tokens,
+        "served_tokens": peer.served_tokens,
+    }
 
 
 def title(status: Status) -> str:
@@ -145,6 +166,7 @@ async def look(node: Node) -> Status:
     await node.router.refresh()
     run = node.config.run
     progress = await node.directory.find_progress(run, node.whole)
+    serving = {record.peer for record in node.router.records}
     hosts = sorted(node.router.records, key=lambda record: (record.span.start, record.peer))
     return Status(
         run=run,
@@ -154,6 +176,7 @@ async def look(node: Node) -> Status:
         progress={record.peer: record for record in progress},
         trainers=tuple(await node.directory.find_trainers(run)),
         paused=tuple(record for record in node.router.found if record.away in _PAUSED_BY),
+        members=tuple(each for each in node.router.found if each.roles and not each.away and each.peer not in serving),
         traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
 

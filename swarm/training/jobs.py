@@ -31,6 +31,7 @@ from swarm.run_model import check_weights, find_run_model
 from swarm.training.best_adapter import BEST, BestAdapter
 from swarm.training.evaluating import HeldOut
 from swarm.training.evaluation_sums import Evaluation
+from swarm.training.missing import missing_steps, samples_done
 from swarm.training.trainer import STATE_NAME, Head, Progress, SwarmView, Trainer, TrainerConfig
 from swarm.training.validation import Validation
 
@@ -51,7 +52,9 @@ _CHECK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRequest:
-    """What a trainer was asked to do; see Peer.train. `last_round` is waited for before the last evaluation."""
+    """What a trainer was asked to do; see Peer.train. `steps` 0 is what is missing to the run's total. `last_round` is
+    waited for before the last evaluation.
+    """
 
     data: SampleSet
     steps: int = 0
@@ -62,8 +65,8 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """What a trainer did: the mean token loss of each step, what its held-out rows gave and those of all trainers,
-    tokens seen, microbatches repeated.
+    """What a trainer did: the mean token loss of each step (none where the run lacked nothing of its total), what its
+    held-out rows gave and those of all trainers, tokens seen, microbatches repeated.
     """
 
     losses: tuple[float, ...]
@@ -90,7 +93,7 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
         )
         chain_config = ChainConfig(call_seconds=config.call_seconds, wire=config.wire or WireFormat(spec.wire.dtype))
         chain = TrainChain(node.pool, node.routes(), spec.model.num_blocks, chain_config)
-        steps = request.steps or -(-spec.training.total_samples // spec.training.batch_size)
+        steps = request.steps or await _missing(node)
         settings = TrainerConfig(
             batch_size=spec.training.batch_size,
             steps=steps,
@@ -112,8 +115,10 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
             if request.on_progress is not None:
                 request.on_progress(progress)
 
+        node.farewells.append(trainer.leave)  # said here at the end; or as the node stops, which is why this ended
         try:
-            await trainer.run(on_progress=on_progress)
+            if steps:
+                await trainer.run(on_progress=on_progress)
             if request.last_round:
                 await wait_for_round(node, request.last_round, seconds=_ROUND_SECONDS)
             if validation is not None:
@@ -126,6 +131,8 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
         finally:
             if validation is not None:
                 await validation.close()
+            await trainer.leave()
+            node.farewells.remove(trainer.leave)
     return TrainingResult(
         losses=tuple(trainer.losses),
         evaluations=() if validation is None else tuple(validation.own),
@@ -133,6 +140,14 @@ async def _train(node: Node, config: PeerConfig, request: TrainingRequest) -> Tr
         tokens=trainer.tokens,
         repeated=chain.repeated,
     )
+
+
+async def _missing(node: Node) -> int:
+    """Batches that take the run to its `total_samples` from where it stands now."""
+    training = node.spec.training
+    records = await node.directory.find_progress(node.config.run, node.whole)
+    done = samples_done(records, len(node.whole))
+    return missing_steps(done=done, total=training.total_samples, batch_size=training.batch_size)
 
 
 def numbers_of(progress: Progress) -> dict[str, Value]:

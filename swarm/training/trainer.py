@@ -21,7 +21,7 @@ from blocks.training.ledger import MicrobatchId
 from blocks.worker import ComputeThread, Priority
 from peers.chains.train_chain import HeadResult, TrainChain, Work
 from peers.directory import Directory
-from peers.errors import PeerError
+from peers.errors import NetworkFailed, PeerError
 from peers.network import PeerId
 from peers.records import TrainerRecord
 from swarm.data.stream import DataPosition, DataStream, Microbatch, Sample, SampleSet, split_microbatches
@@ -35,6 +35,7 @@ T = TypeVar("T")
 STATE_NAME = "trainer.json"
 _RECORD_LIFE_SECONDS = 60.0
 _RECORD_BETWEEN_SECONDS = 2.0
+_LEAVE_SECONDS = 5.0
 _SMALLEST_TOKENS = 256  # below this a microbatch costs more in overhead than it gains in overlap
 
 
@@ -187,6 +188,7 @@ class Trainer:
         self._life = saved.life if same_data else secrets.randbits(LIFE_BITS)
         self._save(self._stream.position)
         self._told_at = float("-inf")
+        self._leaving, self._has_left = asyncio.Lock(), False
         self._progress: Progress | None = None
 
     async def run(self, *, on_progress: Callable[[Progress], None] | None = None) -> None:
@@ -247,9 +249,24 @@ class Trainer:
 
     async def tell(self) -> None:
         """Say to the swarm how this trainer stands after its last step."""
-        progress = self._progress
-        if progress is None:
-            return
+        if self._progress is not None:
+            await self._publish(self._progress)
+
+    async def leave(self) -> None:
+        """Say that it trains no more, once, as far as the network and the time allow; else its record expires by
+        itself. Whoever comes second waits for the first.
+        """
+        async with self._leaving:
+            if self._progress is None or self._has_left:
+                return
+            self._has_left = True
+            try:
+                async with asyncio.timeout(_LEAVE_SECONDS):
+                    await self._publish(self._progress)
+            except (NetworkFailed, TimeoutError) as error:
+                logger.info("left without a word: %s", error or "nobody took it in time")
+
+    async def _publish(self, progress: Progress) -> None:
         now = self._told_at = self._view.dht_time()
         record = TrainerRecord(
             run=self._view.run,
@@ -261,6 +278,7 @@ class Trainer:
             step=progress.step,
             round=progress.round,
             evaluated=None if self.validation is None else self.validation.announced,
+            left=self._has_left,
             expires_at=now + _RECORD_LIFE_SECONDS,
         )
         await self._view.directory.publish(record)

@@ -137,11 +137,11 @@ function showCurves(run) {
 
 function showContributions(run) {
   const peers = new Map();
-  for (const peer of [...run.hosts, ...run.paused, ...run.trainers]) if (!peers.has(peer.peer)) peers.set(peer.peer, peer);
+  for (const peer of [...run.hosts, ...run.paused, ...run.members, ...run.trainers]) if (!peers.has(peer.peer)) peers.set(peer.peer, peer);
   const rows = [...peers.values()].map((peer) => ({
     peer,
-    trained: run.trained_samples[peer.peer] || 0,
-    served: run.served_tokens[peer.peer] || 0,
+    trained: peer.trained_tokens || 0,
+    served: peer.served_tokens || 0,
     sent: run.traffic[peer.peer] ? run.traffic[peer.peer].sent : null,
   }));
   rows.sort((a, b) => b.trained - a.trained || b.served - a.served || (b.sent || 0) - (a.sent || 0));

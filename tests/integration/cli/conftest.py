@@ -66,7 +66,7 @@ class Process:
         return self.log.read_text()
 
     def end(self) -> None:
-        """By force, with all that it has started: the hosts of a gateway would live on."""
+        """By force, with its p2pd; hosts that it has started leave by themselves."""
         if self.popen.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)

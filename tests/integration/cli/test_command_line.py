@@ -17,6 +17,7 @@ from swarm.run import RunId
 from tests.integration.cli.conftest import SECONDS, Home, Process, done, error_of, swarm
 from tests.integration.swarm.small_swarm import until
 
+TOTAL = 16  # samples of the run
 ROWS = [" ".join(f"w{3 + (start + step) % 120}" for step in range(24)) for start in range(40)]
 
 
@@ -32,7 +33,13 @@ class Running:
 def running(home: Home) -> Running:
     """`swarm init`, the first host from the run's directory, the second by the first one's join string."""
     run = home.init(
-        "tales", lora_rank="4", batch_size="4", sequence_length="32", round_samples="8", compute_dtype="fp32"
+        "tales",
+        lora_rank="4",
+        batch_size="4",
+        sequence_length="32",
+        round_samples="8",
+        compute_dtype="fp32",
+        total_samples=str(TOTAL),
     )
     first = home.start("join", f"{run}/", "--blocks", "0:3", "--host", "127.0.0.1", "--threads", "1")
     join = first.line()
@@ -93,6 +100,14 @@ def test_train_generate_export(running: Running, data: Path, home: Home) -> None
     text = done(swarm("generate", f"{running.run}/", " ".join(prompt), "--max-tokens", "4", "--threads", "1")).stdout
     assert text.strip()
 
+    def given() -> bool:
+        hosts = json.loads(done(swarm("status", running.join, "--json")).stdout)["hosts"]
+        return all(host["trained_tokens"] > 0 < host["served_tokens"] for host in hosts)
+
+    until(given, "both hosts say what they have trained and served")
+    _, _, below = done(swarm("status", running.join)).stdout.partition("since each peer's first start")
+    assert "bea" in below.partition("bytes since")[0]
+
     adapter = home.path / "adapter"
     assert "PeftModel.from_pretrained" in done(swarm("export", running.join, str(adapter))).stderr
     base = AutoModelForCausalLM.from_pretrained(home.model, dtype=torch.float32)
@@ -100,6 +115,23 @@ def test_train_generate_export(running: Running, data: Path, home: Home) -> None
     trained = [value for name, value in model.named_parameters() if "lora_B" in name]
     assert len(trained) >= 6
     assert any(value.abs().max() > 0 for value in trained), "three steps changed nothing"
+
+
+def test_a_trainer_that_was_stopped_is_gone_and_what_is_there_is_not_brought_again(
+    running: Running, data: Path, home: Home
+) -> None:
+    def trainers() -> list[dict[str, int]]:
+        return json.loads(done(swarm("status", running.join, "--json")).stdout)["trainers"]
+
+    assert trainers() == [], "the one that came to its end has said so"
+    trainer = home.start("train", running.join, "--data", str(data), "--steps", "100000", "--threads", "1")
+    until(lambda: any(4 * each["step"] >= TOTAL for each in trainers()), "its steps are told", seconds=SECONDS)
+    assert trainer.send(signal.SIGTERM) == 128 + signal.SIGTERM, trainer.errors()
+    assert "goes on where the data stood" in trainer.errors()
+    assert trainers() == [], "a trainer that was stopped is still announced"
+    again = done(swarm("train", running.join, "--data", str(data), "--threads", "1"))
+    assert f"nothing is missing to the run's {TOTAL} samples" in again.stderr
+    assert "last loss" not in again.stderr
 
 
 def test_id_names_the_peer_that_the_others_see(running: Running) -> None:

@@ -83,6 +83,9 @@ def test_a_member_and_a_host_train_one_adapter(make_swarm: MakeSwarm) -> None:
         until(lambda: member.peer.id in {r.peer for r in host.node.router.found}, "the member's record")
         records = {record.peer: record for record in host.node.router.found}
         assert not_routed_through(records[member.peer.id])
+        until(
+            lambda: [each.trained_tokens for each in host.status().members] == [2 * BATCH * 11], "what ann has trained"
+        )
         until(lambda: "ann" in {trainer.nickname for trainer in host.status().trainers}, "the member in the status")
     round_of_one = Loop(swarm, "ann")  # started again: another model, and the state of its directory
     swarm.stop("trainer", "host")

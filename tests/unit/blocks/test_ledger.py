@@ -128,6 +128,21 @@ def test_a_round_leaves_the_samples_that_came_after_it_was_weighed() -> None:
     assert ledger.tallies[2].round_samples == 0
 
 
+def test_trained_tokens_grow_with_every_commit_and_by_nothing_else() -> None:
+    ledger = Ledger(HELD, batch_size=4)
+    assert ledger.trained_tokens == 0
+    count(ledger, piece(0), tokens=10)
+    count(ledger, piece(0), tokens=10)  # sent again
+    count(ledger, piece(1, span=Span(3, 5)), tokens=7)
+    assert ledger.trained_tokens == 17, "of the blocks that have seen most"
+    ledger.stepped(3)
+    ledger.round_done(3, counted=Counted(samples=8, tokens=17, steps=1), total_samples=0)
+    ledger.drop(piece(2))
+    assert ledger.trained_tokens == 17
+    ledger.made_step(samples=1, tokens=3)
+    assert ledger.trained_tokens == 20
+
+
 def test_overdue_are_those_whose_deadline_has_passed() -> None:
     ledger = Ledger(HELD, batch_size=8)
     ledger.open(piece(0), samples=1, deadline=5.0)

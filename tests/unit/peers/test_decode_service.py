@@ -156,6 +156,32 @@ async def test_a_step_that_comes_again_is_not_computed_again(host: Host) -> None
     await host.ask(step(8, number=4), HIDDEN_BTD[:, :1])
 
 
+async def test_served_tokens_are_those_of_the_texts_and_not_of_the_work(host: Host) -> None:
+    await host.ask(opening())
+    await host.ask(step(0, number=3), HIDDEN_BTD)
+    assert host.service.served_tokens == 8
+    await host.ask(step(0, number=3), HIDDEN_BTD)  # came again
+    assert host.service.served_tokens == 8
+    await host.ask(step(8, number=4), HIDDEN_BTD[:, :4])
+    await host.ask(step(9, number=5), HIDDEN_BTD[:, :1])  # three guesses were wrong
+    assert host.service.served_tokens == 10
+    with pytest.raises(BadSession, match="position 16"):
+        await host.ask(step(16, number=6), HIDDEN_BTD[:, :1])
+    await host.ask(CloseSession(session="s"))
+    await host.ask(opening("t"))
+    await host.ask(step(0, session="t", replay=3, depth=1), HIDDEN_BTD[:, :5])  # in the place of another host
+    assert host.service.served_tokens == 15, "a text that is over stays counted"
+
+
+async def test_what_only_fills_a_row_is_not_served(host: Host) -> None:
+    two_rows = OpenSession(session="s", span=HELD, batch=2, max_length=16)
+    await host.ask(two_rows)
+    mask = torch.ones(2, 5, dtype=torch.uint8)
+    mask[1, :3] = 0
+    await host.ask(step(0, has_mask=True), HIDDEN_BTD[:, :5].repeat(2, 1, 1), mask)
+    assert host.service.served_tokens == 7
+
+
 @pytest.mark.parametrize(
     "changes", [{"replay": 8, "depth": 1}, {"replay": 4}, {"position": 1, "replay": 4, "depth": 1}]
 )

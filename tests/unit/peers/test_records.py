@@ -14,6 +14,7 @@ from peers.identity import Identity
 from peers.network import PeerId
 from peers.records import (
     AWAY,
+    MAX_GIVEN_TOKENS,
     MAX_SEALED_BYTES,
     Keeping,
     PeerRecord,
@@ -50,6 +51,7 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
     host = replace(host, capacity=20, pinned=True, since=990.0, moved=True, moves_to=Span(3, 9))
+    host = replace(host, served_tokens=MAX_GIVEN_TOKENS, trained_tokens=7)
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
     for away in AWAY:
         rests = replace(host, roles=(), away=away)
@@ -63,7 +65,8 @@ def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     trainer = TrainerRecord(
         run=RUN, peer=ann.peer, loss=2.5, eval_loss=None, tokens_per_second=10.0, step=4, round=1, expires_at=1060.0
     )
-    assert open_record(seal_record(ann, trainer), TrainerRecord, run=RUN, now=NOW) == trainer
+    for record in (trainer, replace(trainer, left=True)):
+        assert open_record(seal_record(ann, record), TrainerRecord, run=RUN, now=NOW) == record
 
 
 def test_a_full_record_stays_under_four_kilobytes(ann: Identity) -> None:
@@ -177,6 +180,12 @@ def test_a_record_of_another_kind_run_or_time_is_refused(ann: Identity) -> None:
         ("away", "gone"),
         ("away", "hand\n"),
         ("away", None),
+        ("served_tokens", -1),
+        ("served_tokens", 2**53 + 1),
+        ("served_tokens", 1.5),
+        ("trained_tokens", True),
+        ("trained_tokens", 2**64 - 1),
+        ("trained_tokens", None),
     ],
 )
 def test_a_field_that_cannot_be_right_is_refused_by_name(ann: Identity, field: str, value: object) -> None:
@@ -191,6 +200,14 @@ def test_a_field_that_cannot_be_right_is_refused_by_name(ann: Identity, field: s
 def test_digests_of_another_length_than_the_span_are_refused(ann: Identity) -> None:
     with pytest.raises(BadRecord, match="digests"):
         seal_record(ann, progress(ann.peer, digests=b"x" * 8))
+
+
+def test_a_record_of_an_earlier_version_says_nothing_of_what_its_peer_has_given(ann: Identity) -> None:
+    said = replace(peer_record(ann.peer, Span(0, 2)), served_tokens=5, trained_tokens=7)
+    payload = payload_of(said, ann)
+    del payload["served_tokens"], payload["trained_tokens"]
+    found = open_record(seal(ann, "peer", payload), PeerRecord, run=RUN, now=NOW)
+    assert found == replace(said, served_tokens=0, trained_tokens=0)
 
 
 def test_fields_of_later_versions_are_ignored(ann: Identity) -> None:

@@ -1,14 +1,12 @@
-"""What is remembered of a swarm: comings and goings, what each host trained and served, how the run learnt."""
+"""What is remembered of a swarm: comings and goings, and how the run learnt."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from blocks.spans import Span
 from peers.network import PeerId
-from peers.records import PeerRecord, ProgressRecord, TrainerRecord
+from peers.records import PeerRecord, TrainerRecord
 from swarm.gateway import sightings
 from swarm.gateway.sightings import Sightings
 from swarm.reports.status import Status
@@ -36,22 +34,14 @@ def host(peer: PeerId, span: Span = FRONT, **more: object) -> PeerRecord:
     return replace(record, **more)
 
 
-def progress(peer: PeerId, round_number: int, samples: int) -> ProgressRecord:
-    return ProgressRecord(
-        run="tales", peer=peer, span=FRONT, round=round_number, samples=samples, total_samples=99, expires_at=9.0
-    )
-
-
 def trainer(loss: float, eval_loss: float | None) -> TrainerRecord:
     return TrainerRecord(
         run="tales", peer=ANN, loss=loss, eval_loss=eval_loss, tokens_per_second=5.0, step=1, round=1, expires_at=9.0
     )
 
 
-def status(*hosts: PeerRecord, counts: tuple[ProgressRecord, ...] = (), **more: object) -> Status:
-    base = Status(
-        run="r", name="tales", num_blocks=6, hosts=hosts, progress={each.peer: each for each in counts}, trainers=()
-    )
+def status(*hosts: PeerRecord, **more: object) -> Status:
+    base = Status(run="r", name="tales", num_blocks=6, hosts=hosts, progress={}, trainers=())
     return replace(base, **more)
 
 
@@ -83,19 +73,6 @@ def test_who_comes_goes_moves_and_pauses_is_told_newest_first() -> None:
     assert [event["nickname"] for event in events] == ["", "ann", "ann", ""]
 
 
-def test_samples_are_counted_over_rounds_and_from_the_first_look() -> None:
-    looks = [(0, 7), (0, 9), (0, 9), (1, 2), (1, 0), (1, 5), (3, 4)]
-    found = seen(*(status(host(ANN), counts=(progress(ANN, *look),)) for look in looks))
-    assert found.samples[ANN] == 2 + 2 + 5 + 4
-
-
-def test_tokens_served_are_those_of_this_swarms_hosts() -> None:
-    found = seen(status(host(ANN)))
-    found.wrote((ANN, BOB), 10)
-    found.wrote((ANN,), 5)
-    assert found.plain()["served_tokens"] == {ANN: 15}
-
-
 def test_the_curve_is_of_the_trainers_and_thinned_for_the_page() -> None:
     found = seen(status(trainers=(trainer(2.0, None), trainer(3.0, 4.0))), status())
     assert (found.points[0].loss, found.points[0].eval_loss, found.points[0].tokens_per_second) == (2.5, 4.0, 10.0)
@@ -108,13 +85,10 @@ def test_the_curve_is_of_the_trainers_and_thinned_for_the_page() -> None:
     assert [point[0] for point in points] == sorted(point[0] for point in points)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sightings, "_MAX_NAMES", 3)
+def test_what_is_remembered_is_bounded() -> None:
     found = Sightings()
     for number in range(200):
         name = PeerId(f"Qm{number:044}")
         found.look(status(host(name)), (), float(number))
-        found.wrote((name,), 1)
     assert len(found.events) == sightings.MAX_EVENTS
-    assert len(found.served) == 3
     assert Sightings().plain() == {"looked_at": None}
