@@ -16,6 +16,15 @@ def shown(value: object, most: int = 80) -> str:
     return " ".join(text.split())[:most]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` has no lone halves of characters: JSON and command lines can hold those, tokenizers cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def refuse(error: type[Exception], name: str, value: object, use: str) -> NoReturn:
     """Raise `error`: what `name` is, and what to `use` instead."""
     raise error(f"{name} is {shown(value)}; use {use}")

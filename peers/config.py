@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from blocks.checks import check_kind, check_number, check_whole
+from blocks.checks import check_kind, check_number, check_whole, shown
 from peers.errors import BadNetworkConfig
 
 MULTIADDR = re.compile(r"(?:/[A-Za-z0-9.:_%-]{1,128}){2,16}")
@@ -40,7 +40,7 @@ class NetworkConfig:
         check_whole(BadNetworkConfig, "network.port", self.port, 0, 65535)
         if not isinstance(self.host, str) or not _is_address(self.host):
             raise BadNetworkConfig(
-                f"network.host is '{self.host}'; use an IP address of this machine, or 0.0.0.0 for all"
+                f"network.host is {shown(self.host)}; use an IP address of this machine, or 0.0.0.0 for all"
             )
         for name, addresses in (("bootstrap", self.bootstrap), ("announce", self.announce)):
             check_kind(BadNetworkConfig, f"network.{name}", addresses, (tuple, list), "a list of addresses")

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from blocks.checks import check_kind, check_number, check_whole, refuse
+from blocks.checks import check_kind, check_number, check_whole, is_unicode, refuse
 from blocks.client import ClientModel, RemoteCall
 from blocks.decoding.sampling import Chooser
 from blocks.decoding.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
@@ -123,8 +123,8 @@ class RemoteBlocks:
 
 def _texts(prompt: object) -> list[str]:
     found = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
-    if found is None or not all(isinstance(text, str) for text in found):
-        refuse(BadConfig, "prompt", prompt, "a string, or a list of strings")
+    if found is None or not all(_is_text(text) for text in found):
+        refuse(BadConfig, "prompt", prompt, "text, or a list of texts, without halves of characters")
     return found
 
 
@@ -135,7 +135,11 @@ def _check_messages(messages: object) -> None:
 
 
 def _says_something(message: Mapping[object, object]) -> bool:
-    return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    return _is_text(message.get("role")) and _is_text(message.get("content"))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _is_plain(call: RemoteCall) -> bool:

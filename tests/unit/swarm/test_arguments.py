@@ -21,13 +21,13 @@ from swarm.errors import BadConfig, BadJoinString
 from swarm.hosts.hours import parse_hours
 from swarm.join_string import RunDirectory
 from swarm.loop import LEFT, LoopThread
-from swarm.model import RemoteBlocks
+from swarm.model import RemoteBlocks, SwarmModel
 from swarm.peer import Peer
 from tests.errors_page import met
 from tests.unit.errors_made.entering import LINE
 
 HERE = Path("here")
-ANY = SGD([torch.zeros(1)])
+ANY: Any = SGD([torch.zeros(1)])
 
 
 def peer_config(**given: Any) -> swarm.PeerConfig:
@@ -98,6 +98,11 @@ CHECKED = [
     *of_each(lambda **given: swarm.member(nn.Linear(1, 1), run=LINE, **given), optimizer=[None, "x"]),
     *of_each(lambda **given: swarm.attach(run=LINE, **given), trainer=[None, 5]),
     *of_each(lambda **given: untouched_peer().generate(**given), prompt=[None, 5, ["a"], b"x"]),
+    *of_each(lambda **given: SwarmModel(ANY, ANY, ANY).generate(**given), prompt=[None, 5, [5], b"x", "\udcff"]),
+    *of_each(
+        lambda **given: SwarmModel(ANY, ANY, ANY).chat(**given),
+        messages=[None, [], "x", [{}], [{"role": "user"}], [{"role": "user", "content": "\ud83d"}]],
+    ),
     *of_each(lambda **given: untouched_peer().load([], **given), labels=[None, 5, [5], "spam"]),
     *of_each(lambda **given: untouched_peer().hold(config=None, **given), span=["0:2"]),
     *of_each(lambda **given: untouched_peer().hold(None, **given), config=[None, "x"]),
