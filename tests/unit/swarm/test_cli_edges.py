@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,23 @@ import pytest
 from click.testing import CliRunner, Result
 
 from swarm.cli.main import main
+from swarm.cli.stopping import Stopped, stop_on_signals
 from swarm.gateway.serve import listen
 from swarm.lan.discovery import read_peers_file
 from tests.unit.errors_made.entering import ADDRESS, LINE, new_run
 
 BOB = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Of this process, put back afterwards."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before, hook = [signal.getsignal(number) for number in numbers], sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def call(*words: str) -> Result:
@@ -92,3 +108,26 @@ def test_an_address_that_is_taken_is_said_once() -> None:
 def test_a_list_of_peers_saved_by_notepad_is_read(tmp_path: Path) -> None:
     (tmp_path / "peers.txt").write_bytes(f"{ADDRESS}\r\n".encode("utf-8-sig"))
     assert read_peers_file(tmp_path / "peers.txt") == (ADDRESS,)
+
+
+class Dying:
+    """Whose destruction a signal interrupts."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_python_drops_comes_again(handlers: None) -> None:
+    stop_on_signals()
+    Dying()
+    with pytest.raises(Stopped) as caught:
+        threading.Event().wait(30)
+    assert caught.value.exit_code == 143
+
+
+def test_a_signal_before_the_command_itself_has_its_exit_code_too(
+    handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm.cli.report.set_up_logging", lambda verbosity: signal.raise_signal(signal.SIGINT))
+    result = call("status", "tales/")
+    assert (result.exit_code, result.stderr) == (130, "stopped\n")
