@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import NoReturn, cast
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -46,7 +46,7 @@ def check_number(error: type[Exception], name: str, value: object, low: float, h
     Raises:
         error: it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= cast(float, value) <= high:
         refuse(error, name, value, f"a number {_range(low, high)}")
 
 

@@ -28,6 +28,6 @@ def check_names(name: str, value: object) -> None:
     Raises:
         BadConfig: it is none.
     """
-    is_list = isinstance(value, Collection) and not isinstance(value, (str, bytes))
-    if not is_list or not all(isinstance(each, str) for each in value):
+    names = value if isinstance(value, Collection) and not isinstance(value, (str, bytes)) else (None,)
+    if not all(isinstance(each, str) for each in names):
         refuse(BadConfig, name, value, "a list of strings")

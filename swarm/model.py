@@ -129,8 +129,8 @@ def _texts(prompt: object) -> list[str]:
 
 
 def _check_messages(messages: object) -> None:
-    is_list = isinstance(messages, list | tuple) and bool(messages)
-    if not is_list or not all(isinstance(each, Mapping) and _says_something(each) for each in messages):
+    found = messages if isinstance(messages, list | tuple) else ()
+    if not found or not all(isinstance(each, Mapping) and _says_something(each) for each in found):
         refuse(BadConfig, "messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
 
 

@@ -66,9 +66,7 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
-        check_kind(
-            BadJoinString, "target", target, (Join, RunDirectory), "swarm.join(...), which takes all that names a run"
-        )
+        check_kind(BadJoinString, "target", target, (Join, RunDirectory), "swarm.join(...), which takes all names")
         check_kind(BadConfig, "config", config, PeerConfig, "swarm.PeerConfig(...)")
         with ENTERING:
             return _enter(cls, target, config)

@@ -32,7 +32,7 @@ JOIN_HELP = (
 class FiniteRange(click.FloatRange):
     """A number from a range: NaN, which lies in all ranges of click, and infinity are none."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As click does it."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
