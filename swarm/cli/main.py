@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
         Raises:
             SystemExit: with 130 after Ctrl-C, 143 after SIGTERM.
         """
+        stop_on_signals()  # here, as click imports the command before it calls `main`
         try:
             return super().invoke(ctx)
         except Stopped as stopped:
@@ -86,7 +87,6 @@ def main(verbose: int) -> None:
     Start a run of your own:        swarm init tales --model HuggingFaceTB/SmolLM2-135M-Instruct
                                     swarm join tales/
     """
-    stop_on_signals()
     from swarm.cli.report import set_up_logging
 
     set_up_logging(verbose)

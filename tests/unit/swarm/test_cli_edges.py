@@ -128,6 +128,6 @@ def test_a_signal_that_python_drops_comes_again(handlers: None) -> None:
 def test_a_signal_before_the_command_itself_has_its_exit_code_too(
     handlers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swarm.cli.report.set_up_logging", lambda verbosity: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("importlib.import_module", lambda name: signal.raise_signal(signal.SIGINT))
     result = call("status", "tales/")
     assert (result.exit_code, result.stderr) == (130, "stopped\n")
