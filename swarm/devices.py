@@ -6,6 +6,7 @@ import torch
 
 from swarm.errors import BadConfig
 
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

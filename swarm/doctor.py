@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from peers.config import NetworkConfig
 from peers.dialling_back import ip_of
 from peers.errors import PeerError
 from swarm.being_dialled import Attempt, Door, ask_to_dial, port_of
@@ -56,12 +57,19 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a peer would live: its address and port, what it would announce, and the directories that it writes to."""
+    """Where a peer would live: its address and port, what it would announce, and the directories that it writes to.
+
+    Raises:
+        BadNetworkConfig: no peer could be started with that host, port or announced addresses.
+    """
 
     host: str
     port: int
     directories: tuple[Path, ...]
     announce: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        NetworkConfig(host=self.host, port=self.port, announce=self.announce)
 
 
 def examine(

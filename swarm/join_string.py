@@ -138,9 +138,9 @@ def resolve_join(text: str) -> Join | RunDirectory:
     """
     if re.match(r"\s*['\"`]?swarm(invite)?\d{1,9}\s*:", text):
         return parse_join(text)
-    path = Path(text)
+    path = Path(text).expanduser() if text.startswith("~/") else Path(text)  # from Python no shell has read it
     try:
-        if path.is_dir():
+        if text and path.is_dir():  # what is empty, such as an unset variable, does not mean this directory
             return _run_directory(path)
         if path.is_file():
             return _join_file(path)

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from swarm.errors import BadConfig
+
+LEFT = "this peer has left its run; enter it again"
 T = TypeVar("T")
 
 
@@ -26,11 +29,11 @@ class LoopThread:
         """Wait for `work` in the calling thread; on Ctrl-C it is cancelled before the interrupt goes on.
 
         Raises:
-            RuntimeError: the loop was closed.
+            BadConfig: the loop was closed.
         """
         if self.loop.is_closed():
             work.close()
-            raise RuntimeError("this peer has left its run; enter it again")
+            raise BadConfig(LEFT)
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from blocks.checks import check_kind, check_number, check_whole, is_unicode, refuse
 from blocks.client import ClientModel, RemoteCall
 from blocks.decoding.sampling import Chooser
 from blocks.decoding.speculation import LOOKUP_TOKENS, PLAIN, Speculation, load_draft
@@ -28,8 +29,11 @@ from peers.chains.decode_legs import SessionConfig
 from peers.chains.history import StepInput
 from peers.routes.router import Router
 from peers.streams.pool import Pool
+from swarm.errors import BadConfig
 from swarm.interrupt import Interrupt
+from swarm.loop import LEFT
 
+_MAX_TEMPERATURE = 100
 _EXPECTED_TOKENS = 256  # of an answer: most end before, and those that go on grow where there is room
 
 
@@ -40,6 +44,7 @@ class RemoteBlocks:
         self, pool: Pool, router: Router, whole: Span, config: SessionConfig, *, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._pool, self._router, self._whole, self._config, self._loop = pool, router, whole, config, loop
+        self._most = config.max_length
         self._session: DecodeSession | None = None
         self._length = 0
         self._interrupt = Interrupt()
@@ -47,7 +52,18 @@ class RemoteBlocks:
     def prepare(self, *, length: int, max_new_tokens: int, plain: bool, interrupt: Interrupt | None = None) -> None:
         """The next text's prompt and longest answer, and whether it goes without the adapter; ends the one before.
         Through `interrupt` another thread may end this text.
+
+        Raises:
+            BadSession: prompt and answer are more than the model takes.
+            BadConfig: the peer has left its run.
         """
+        if self._loop.is_closed():
+            raise BadConfig(LEFT)
+        if length + max_new_tokens > self._most:
+            raise BadSession(
+                f"this model takes {self._most} tokens, and the prompt has {length} and {max_new_tokens} are to be"
+                " written; shorten the prompt, or lower max_new_tokens (--max-tokens)"
+            )
         self.close()
         self._interrupt = interrupt or Interrupt()
         self._config = replace(
@@ -95,8 +111,29 @@ class RemoteBlocks:
     def close(self) -> None:
         """Free the hosts' caches."""
         session, self._session, self._length = self._session, None, 0
-        if session is not None:
+        if session is not None and not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(session.close(), self._loop).result()
+
+
+def _texts(prompt: object) -> list[str]:
+    found = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
+    if found is None or not all(_is_text(text) for text in found):
+        refuse(BadConfig, "prompt", prompt, "text, or a list of texts, without halves of characters")
+    return found
+
+
+def _check_messages(messages: object) -> None:
+    found = messages if isinstance(messages, list | tuple) else ()
+    if not found or not all(isinstance(each, Mapping) and _says_something(each) for each in found):
+        refuse(BadConfig, "messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
+
+
+def _says_something(message: Mapping[object, object]) -> bool:
+    return _is_text(message.get("role")) and _is_text(message.get("content"))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _is_plain(call: RemoteCall) -> bool:
@@ -109,13 +146,25 @@ def _is_plain(call: RemoteCall) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `seed` makes a sampled text repeatable, except with beams."""
+    """How tokens are chosen. `temperature` 0 is greedy; `seed` makes a sampled text repeatable, except with beams.
+
+    Raises:
+        BadConfig: a value is of the wrong kind or out of range; the message names it.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole(BadConfig, "max_new_tokens", self.max_new_tokens, 1)
+        check_number(BadConfig, "temperature", self.temperature, 0, _MAX_TEMPERATURE)
+        check_number(BadConfig, "top_p", self.top_p, 0, 1)
+        if self.seed is not None:
+            check_whole(BadConfig, "seed", self.seed, -(2**63), 2**64)
+        check_whole(BadConfig, "num_beams", self.num_beams, 1)
 
     def options(self) -> dict[str, object]:
         """As transformers' generate takes them; for one call of it."""
@@ -164,10 +213,11 @@ class SwarmModel:
 
         Raises:
             NoRoute: some blocks have no live holder.
-            BadSession: a prompt is empty.
+            BadSession: a prompt is empty, or longer than the model takes.
             BadSpeculation: there are several texts, or beams.
+            BadConfig: the prompt is no text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _texts(prompt)
         if not prompts:
             return []
         if self.tokenizer.pad_token_id is None:
@@ -188,9 +238,11 @@ class SwarmModel:
 
         Raises:
             NoRoute: some blocks have no live holder.
-            BadSession: the model has no chat template, or its template refuses these messages.
+            BadSession: the model has no chat template, its template refuses these messages, or they are too long.
             BadSpeculation: there are beams.
+            BadConfig: the messages are none.
         """
+        _check_messages(messages)
         if self.tokenizer.chat_template is None:
             raise BadSession("this model has no chat template; continue plain text instead: generate(), or --raw")
         try:
@@ -206,7 +258,9 @@ class SwarmModel:
 
         Raises:
             BlockError: the draft cannot be loaded, or has other tokens than this model.
+            BadConfig: it is no name.
         """
+        check_kind(BadConfig, "draft", draft, (str, type(None)), "the name or the path of a small model")
         if draft is None:
             return Speculation(lookup=LOOKUP_TOKENS) if lookup else PLAIN
         size = self.client.token_count
@@ -253,6 +307,7 @@ class SwarmModel:
         streamer: BaseStreamer | None,
         speculation: Speculation,
     ) -> list[str]:
+        check_kind(BadConfig, "sampling", sampling, Sampling, "swarm.Sampling(...), or leave it out")
         texts, length = batch["input_ids"].shape
         if not bool(batch["attention_mask"].any(dim=1).all()):
             raise BadSession("a prompt is empty; write some text for the model to continue")

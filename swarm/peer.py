@@ -13,14 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from blocks.checks import check_kind, check_number, check_whole
 from blocks.spans import Span
 from peers.address_book import save_addresses
 from peers.config import NetworkConfig
 from peers.network import PeerId
 from peers.private.membership import Role
+from swarm.arguments import as_path, check_names
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import MAX_BOOTSTRAP, Join, Known, RunDirectory, known_of, own_state, save_join
-from swarm.loop import LoopThread
+from swarm.loop import LEFT, LoopThread
 from swarm.node import BOOK_NAME, Node, NodeConfig
 from swarm.peer_config import PeerConfig
 from swarm.private.entry import Search, find_entry
@@ -64,6 +66,8 @@ class Peer:
         Raises:
             SwarmError, PeerError: the run, its state or the network cannot be used, or this peer is not invited.
         """
+        check_kind(BadJoinString, "target", target, (Join, RunDirectory), "swarm.join(...), which takes all names")
+        check_kind(BadConfig, "config", config, PeerConfig, "swarm.PeerConfig(...)")
         with ENTERING:
             return _enter(cls, target, config)
 
@@ -90,6 +94,10 @@ class Peer:
         Raises:
             BlockError, SwarmError: the model or the span does not fit.
         """
+        from swarm.hosts.loading import HostingConfig
+
+        check_kind(BadConfig, "span", span, (Span, type(None)), "swarm.Span(start, end), or None: what is lacking most")
+        check_kind(BadConfig, "config", config, HostingConfig, "swarm.HostingConfig(...)")
         hosting = self.loop.run(self.node.host(replace(config, span=span)))
         return hosting.host.span
 
@@ -102,6 +110,7 @@ class Peer:
         """
         from swarm.data.stream import load_samples
 
+        check_names("labels", labels)
         sources = [data]
         if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
             sources = list(data)
@@ -126,6 +135,7 @@ class Peer:
             BadData: nothing can be chosen among the labels of `held_out`.
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
             NotInvited: to this private run, but not as a trainer.
+            BadConfig: an argument is of the wrong kind or out of range; the message names it.
         """
         from swarm.data.stream import SampleSet
         from swarm.training.jobs import TrainingRequest, train
@@ -143,7 +153,7 @@ class Peer:
         from swarm.training.jobs import build_model, client_ends
 
         if self._closed:
-            raise RuntimeError("this peer has left its run; enter it again")
+            raise BadConfig(LEFT)
         with self._lock:
             if self.ends is None:
                 self.ends = client_ends(self.node, self.config)
@@ -166,9 +176,12 @@ class Peer:
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
-            BlockError: the draft model cannot be used.
+            BlockError: the draft model cannot be used, or the text would be longer than the model takes.
+            BadConfig: an argument is of the wrong kind or out of range; the message names it.
         """
         from swarm.model import Sampling
+
+        check_kind(BadConfig, "prompt", prompt, str, "a string; model().generate() continues several together")
 
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         model = self.model()
@@ -180,15 +193,19 @@ class Peer:
 
         Raises:
             NoRoute: some block's adapter is held by nobody who answers.
+            BadAdapter: the directory cannot take it.
+            BadConfig: it is no path.
         """
         from swarm.exporting import export
 
-        return self.loop.run(export(self.node, self.config, Path(directory)))
+        return self.loop.run(export(self.node, self.config, as_path("directory", directory)))
 
     def wait_for_round(self, number: int, *, seconds: float) -> bool:
         """Until every block's holders announce round `number` or later; False when `seconds` have passed."""
         from swarm.training.jobs import wait_for_round
 
+        check_whole(BadConfig, "number", number, 0)
+        check_number(BadConfig, "seconds", seconds, 0)
         return self.loop.run(wait_for_round(self.node, number, seconds=seconds))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -208,6 +225,7 @@ class Peer:
 
     def watch(self, show: Callable[[str], None], *, seconds: float) -> None:
         """Say every `seconds` how this host stands, until interrupted; a failure of one of its tasks is raised."""
+        check_number(BadConfig, "seconds", seconds, 0)
         while True:
             show(self.node.line())
             self.loop.run(self.node.wait(seconds))

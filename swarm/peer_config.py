@@ -6,11 +6,15 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blocks.checks import check_kind, check_number, check_whole, refuse
 from peers.config import NetworkConfig
 from peers.records import MAX_NICKNAME_CHARS
 from peers.routes.routing import EVERYBODY, RouteRules
 from peers.streams.wire_format import WireFormat
+from swarm.arguments import as_path
 from swarm.errors import BadConfig
+
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +27,8 @@ class PeerConfig:
     under which others on its network find it.
 
     Raises:
-        BadConfig: the nickname cannot be shown.
+        BadConfig: a value is of the wrong kind or out of range, or the nickname cannot be shown; the message names it.
+        BadLan: `lan` cannot name a group.
     """
 
     state_root: Path
@@ -41,6 +46,26 @@ class PeerConfig:
     lan: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("state_root", "cache_dir", "state"):
+            if (given := getattr(self, name)) is not None or name != "state":
+                object.__setattr__(self, name, as_path(name, given))  # still being born
+        check_kind(BadConfig, "network", self.network, NetworkConfig, "swarm.NetworkConfig(...)")
+        check_kind(BadConfig, "rules", self.rules, RouteRules, "swarm.RouteRules(...)")
+        if self.num_threads is not None:
+            check_whole(BadConfig, "num_threads", self.num_threads, 1, MAX_THREADS)
+        check_kind(BadConfig, "model", self.model, (str, type(None)), "the path or the name of a model")
+        check_kind(BadConfig, "nickname", self.nickname, str, "a string")
+        check_number(BadConfig, "route_seconds", self.route_seconds, 0)
+        check_number(BadConfig, "call_seconds", self.call_seconds, 1e-3)
+        check_number(BadConfig, "max_send", self.max_send, 1)
+        check_kind(BadConfig, "lan", self.lan, (str, type(None)), "the name of a group on this network")
+        if self.lan is not None:
+            from swarm.lan.records import check_group
+
+            check_group(self.lan)
+        if self.wire is not None and self.wire not in tuple(WireFormat):
+            refuse(BadConfig, "wire", self.wire, f"one of {', '.join(WireFormat)}")
+        object.__setattr__(self, "wire", None if self.wire is None else WireFormat(self.wire))
         if len(self.nickname) > MAX_NICKNAME_CHARS or not (self.nickname.isprintable() or not self.nickname):
             raise BadConfig(
                 f"the nickname {self.nickname!r:.60} cannot be shown; use at most {MAX_NICKNAME_CHARS} characters, "

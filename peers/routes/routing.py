@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from blocks.spans import Span
-from peers.errors import NoRoute
+from blocks.checks import check_whole, refuse
+from blocks.spans import MAX_BLOCKS, Span
+from peers.errors import BadNetworkConfig, NoRoute
 from peers.network import PeerId
 from peers.records import PeerRecord
 
@@ -68,12 +69,23 @@ class RouteRules:
     """Whom a chain may use. `allow` None is everybody; `pins` are hosts to prefer for the blocks that they hold.
 
     The first `keep_first` blocks go through the asker itself alone (see `kept_apart`).
+
+    Raises:
+        BadNetworkConfig: a value is of the wrong kind or out of range; the message names it.
     """
 
     allow: Collection[PeerId] | None = None
     avoid: Collection[PeerId] = ()
     pins: Collection[PeerId] = field(default=())
     keep_first: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "avoid", "pins"):
+            peers = getattr(self, name)
+            is_all = name == "allow" and peers is None
+            if not is_all and (isinstance(peers, str) or not isinstance(peers, Collection)):
+                refuse(BadNetworkConfig, f"rules.{name}", peers, "a list of peer ids")
+        check_whole(BadNetworkConfig, "rules.keep_first", self.keep_first, 0, MAX_BLOCKS)
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a chain may use `peer` at all."""

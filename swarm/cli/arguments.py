@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import click
 
+from peers.records import is_peer_id
 from peers.streams.wire_format import WireFormat
 from swarm.cli.paths import cache_dir, state_root
 from swarm.config import WIRE_FORMATS
@@ -25,6 +27,17 @@ JOIN_HELP = (
     "JOIN is a join string (swarm1:…), an invitation (swarminvite1:…), a file that holds one, a directory made by "
     "`swarm init`, a peer's state directory, or lan:NAME for the run of that name on this network."
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A number from a range: NaN, which lies in all ranges of click, and infinity are none."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click does it."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 class PeerGiven(TypedDict):
@@ -72,6 +85,35 @@ def peer_options(command: Command) -> Command:
     return _peer_options(command, click.argument("join", required=False))
 
 
+def static_peer_options(command: Command) -> Command:
+    """Add --peer and --peers-file."""
+    for add in (
+        click.option(
+            "--peers-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="More of them: addresses or join strings, one a line.",
+        ),
+        click.option("--peer", multiple=True, metavar="ADDR", help="Another peer to start from; may be repeated."),
+    ):
+        command = add(command)
+    return command
+
+
+def peers_given(peers: tuple[str, ...], peers_file: Path | None) -> tuple[str, ...]:
+    """The addresses that --peer and --peers-file say.
+
+    Raises:
+        BadJoinString, BadLan: one is wrong, or the file cannot be read.
+    """
+    addresses = tuple(check_address(address) for address in peers)
+    if peers_file is None:
+        return addresses
+    from swarm.lan.discovery import read_peers_file
+
+    return addresses + read_peers_file(peers_file)
+
+
 def several_peer_options(command: Command) -> Command:
     """The same for one JOIN or more; --state then has a directory for each run."""
     return _peer_options(command, click.argument("join", nargs=-1))
@@ -82,13 +124,7 @@ def _peer_options(command: Command, join: Callable[[Command], Command]) -> Comma
         click.option(
             "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for torch; 0: torch's choice."
         ),
-        click.option(
-            "--peers-file",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="More of them: addresses or join strings, one a line.",
-        ),
-        click.option("--peer", multiple=True, metavar="ADDR", help="Another peer to start from; may be repeated."),
+        static_peer_options,
         click.option(
             "--lan",
             metavar="NAME",
@@ -101,6 +137,31 @@ def _peer_options(command: Command, join: Callable[[Command], Command]) -> Comma
     ):
         command = add(command)
     return command
+
+
+def join_and(name: str, join: str | None, word: str | None, lan: str | None) -> tuple[str | None, str]:
+    """JOIN, and the argument `name` behind it. With --lan one word alone is not JOIN but that.
+
+    Raises:
+        click.UsageError: it is missing.
+    """
+    if word is None and lan is not None:
+        join, word = None, join
+    if word is None:
+        raise click.UsageError(f"Missing argument '{name}'.")
+    return join, word
+
+
+def check_peers(option: str, peers: tuple[str, ...]) -> frozenset[str]:
+    """The peers that an option names, each by its id.
+
+    Raises:
+        click.UsageError: one cannot be an id, so that it would never be met.
+    """
+    for peer in peers:
+        if not is_peer_id(peer):
+            raise click.UsageError(f"{option} has {peer!r:.80}; use a peer id, as `swarm status` shows them")
+    return frozenset(peers)
 
 
 def quantize_option(command: Command) -> Command:
@@ -124,7 +185,7 @@ def wait_option(default_seconds: int) -> Callable[[Command], Command]:
     """Add --wait: a trainer can sit out a restart, a person who asks for a text wants to know soon."""
     return click.option(
         "--wait",
-        type=click.FloatRange(1, 86400),
+        type=FiniteRange(1, 86400),
         default=default_seconds,
         show_default=True,
         metavar="SECONDS",
@@ -154,14 +215,10 @@ def peer_fields(given: PeerGiven) -> PeerFields:
         BadJoinString: JOIN or an address is wrong.
         BadLan: the group's name is, or nobody of it answers.
     """
-    peers = tuple(check_address(address) for address in given["peer"])
+    peers = peers_given(given["peer"], given["peers_file"])
     join, lan = given["join"], given["lan"]
     if join is not None and join.startswith(LAN_PREFIX):
         lan, join = join.removeprefix(LAN_PREFIX), None
-    if given["peers_file"] is not None:
-        from swarm.lan.discovery import read_peers_file
-
-        peers += read_peers_file(given["peers_file"])
     target, near = _target(join, lan, peers, str(given.get("host", ANY_HOST)))
     return PeerFields(
         target=target,

@@ -7,13 +7,13 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.arguments import JOIN_HELP, PeerGiven, join_and, peer_fields, peer_options
 from swarm.cli.report import screen
 from swarm.options import ExportOptions
 
 
 class _Given(PeerGiven):
-    directory: Path
+    directory: str | None
     model: str | None
     left: tuple[Path, ...]
     best: bool
@@ -29,7 +29,7 @@ Examples:
     help=f"Write the newest adapter to DIRECTORY, as peft's PeftModel.from_pretrained reads it.\n\n{JOIN_HELP}",
 )
 @peer_options
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", required=False, metavar="DIRECTORY")
 @click.option(
     "--from",
     "left",
@@ -45,9 +45,10 @@ def command(**given: Unpack[_Given]) -> None:
     with screen("stopped; nothing was exported") as shown:
         if given["best"] and given["left"]:
             raise click.UsageError("--best and --from do not go together; --state DIR names another trainer's best")
+        given["join"], directory = join_and("DIRECTORY", given["join"], given["directory"], given["lan"])
         options = ExportOptions(
             **peer_fields(given),
-            directory=given["directory"],
+            directory=Path(directory),
             model=given["model"],
             left=given["left"],
             best=given["best"],

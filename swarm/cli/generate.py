@@ -6,13 +6,23 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options, wait_option, wire_format, wire_option
+from swarm.cli.arguments import (
+    JOIN_HELP,
+    FiniteRange,
+    PeerGiven,
+    join_and,
+    peer_fields,
+    peer_options,
+    wait_option,
+    wire_format,
+    wire_option,
+)
 from swarm.cli.report import screen
 from swarm.options import GenerateOptions
 
 
 class _Given(PeerGiven):
-    prompt: str
+    prompt: str | None
     max_tokens: int
     temperature: float
     top_p: float
@@ -30,16 +40,15 @@ class _Given(PeerGiven):
     epilog="""\b
 Examples:
   swarm generate tales/ "Once upon a time" --raw
+  swarm generate --lan tales "Once upon a time"
   swarm generate swarm1:gqJpZ... "What is a swarm?" --temperature 0.8 --top-p 0.9 --max-tokens 200""",
     help=f"Continue PROMPT with the run's model and newest adapter, over the peers' blocks.\n\n{JOIN_HELP}",
 )
 @peer_options
-@click.argument("prompt")
+@click.argument("prompt", required=False, metavar="PROMPT")
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="New tokens at most.")
-@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, help="0 takes the likeliest token.")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Sample from this much probability."
-)
+@click.option("--temperature", type=FiniteRange(0, 100), default=0.0, help="0 takes the likeliest token.")
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, help="Sample from this much probability.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
 @click.option("--adapter/--no-adapter", default=True, help="With the trained adapter, or the base model alone.")
 @click.option(
@@ -59,9 +68,10 @@ Examples:
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and generate."""
     with screen("stopped before the text was complete") as shown:
+        given["join"], prompt = join_and("PROMPT", given["join"], given["prompt"], given["lan"])
         options = GenerateOptions(
             **peer_fields(given),
-            prompt=given["prompt"],
+            prompt=prompt,
             max_tokens=given["max_tokens"],
             temperature=given["temperature"],
             top_p=given["top_p"],

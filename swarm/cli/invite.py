@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from peers.private.membership import Role
+from swarm.cli.arguments import FiniteRange
 from swarm.cli.report import screen
 from swarm.options import InviteOptions
 
@@ -28,7 +29,7 @@ expires or is revoked.""",
 @click.option("--for", "peer", metavar="PEER_ID", help="The machine that is invited.")
 @click.option("--anyone", is_flag=True, help="Whoever has the line can enter until it expires.")
 @click.option("--role", type=click.Choice([str(role) for role in Role]), default="host", show_default=True)
-@click.option("--days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
+@click.option("--days", type=FiniteRange(0, 36500, min_open=True), default=30.0, show_default=True)
 def command(run: Path, peer: str | None, anyone: bool, role: str, days: float) -> None:
     """Parse, and print the invitation."""
     if (peer is not None) == anyone:

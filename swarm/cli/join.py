@@ -18,7 +18,8 @@ from swarm.cli.arguments import (
     quantize_option,
     track_option,
 )
-from swarm.cli.report import screen, stop_at_end_of
+from swarm.cli.report import screen
+from swarm.cli.stopping import stop_at_end_of
 from swarm.hosts.hours import parse_hours
 from swarm.options import JoinOptions
 from swarm.sizes import parse_bandwidth, parse_memory

@@ -7,6 +7,8 @@ import importlib
 
 import click
 
+from swarm.cli.stopping import Stopped, stop_on_signals
+
 COMMANDS = {
     "demo": "Watch a whole swarm on this machine train and generate.",
     "init": "Make a run: write NAME/swarm.toml and the run's key.",
@@ -47,6 +49,19 @@ class LazyGroup(click.Group):
         command.short_help = COMMANDS[cmd_name]
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """As click does it. A signal that comes before the command itself, which imports for a while, ends it alike.
+
+        Raises:
+            SystemExit: with 130 after Ctrl-C, 143 after SIGTERM.
+        """
+        stop_on_signals()  # here, as click imports the command before it calls `main`
+        try:
+            return super().invoke(ctx)
+        except Stopped as stopped:
+            click.echo("stopped", err=True)
+            raise SystemExit(stopped.exit_code) from None
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -72,10 +87,9 @@ def main(verbose: int) -> None:
     Start a run of your own:        swarm init tales --model HuggingFaceTB/SmolLM2-135M-Instruct
                                     swarm join tales/
     """
-    from swarm.cli.report import set_up_logging, stop_on_signals
+    from swarm.cli.report import set_up_logging
 
     set_up_logging(verbose)
-    stop_on_signals()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 import click
 from rich.console import Console
@@ -18,44 +15,10 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from swarm.cli.stopping import Stopped
 from swarm.errors import EXPECTED_ERRORS
 
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where the screen cannot replace a line
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked this command to end. It unwinds like Ctrl-C, so that everything is closed in order."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = 128 + number  # as shells expect
-
-
-def stop_on_signals() -> None:
-    """End on SIGTERM and SIGHUP (a closed terminal) as on Ctrl-C: leave the swarm, keep the state. Called once."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _raise_stopped)
-
-
-def stop_at_end_of(stream: int) -> None:
-    """End as on SIGTERM when nobody can write to this file descriptor any more: whoever started this process holds the
-    other end of a pipe to it, and is gone, however it ended.
-    """
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def wait() -> None:
-        with suppress(OSError):  # what cannot be read has ended, too
-            while os.read(stream, 4096):
-                pass
-        signal.pthread_kill(main, signal.SIGTERM)  # there, as only that wakes what it waits for
-
-    threading.Thread(target=wait, name="whoever started this", daemon=True).start()
-
-
-def _raise_stopped(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
 
 
 @contextmanager

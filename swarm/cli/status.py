@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from swarm.cli.arguments import JOIN_HELP, PeerGiven, peer_fields, peer_options
+from swarm.cli.arguments import JOIN_HELP, FiniteRange, PeerGiven, peer_fields, peer_options
 from swarm.cli.report import screen
 from swarm.options import StatusOptions
 
@@ -26,7 +26,7 @@ Examples:
 )
 @peer_options
 @click.option("--json", is_flag=True, help="One JSON object instead of a table.")
-@click.option("--watch", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Show it again and again.")
+@click.option("--watch", type=FiniteRange(0, 86400), default=0.0, metavar="SECONDS", help="Show it again and again.")
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and look."""
     with screen("stopped watching") as shown:

@@ -11,6 +11,7 @@ from blocks.spans import MAX_BLOCKS, parse_span
 from swarm.cli.arguments import (
     JOIN_HELP,
     PeerGiven,
+    check_peers,
     peer_fields,
     peer_options,
     quantization,
@@ -122,8 +123,8 @@ def command(**given: Unpack[_Given]) -> None:
             keep_first=given["keep_first"],
             device=given["device"],
             quantize=quantization(given["quantize"]),
-            avoid=frozenset(given["avoid"]),
-            only=frozenset(given["only"]),
+            avoid=check_peers("--avoid", given["avoid"]),
+            only=check_peers("--only", given["only"]),
             model=given["model"],
             wait_seconds=given["wait"],
             wire=wire_format(given["wire"]),

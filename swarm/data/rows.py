@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from blocks.checks import is_unicode
 from swarm.errors import BadData
 
 MAX_ROW_BYTES = 16 * 2**20
@@ -185,7 +186,7 @@ def _labelled(where: str, row: Mapping[str, object]) -> LabelRow:
     if not isinstance(label, (str, int)) or isinstance(label, bool):
         raise BadData(f"{where}: field 'label' is a {type(label).__name__}; use a string, or a whole number")
     text = _text(where, row, "text" if "text" in row else "prompt").rstrip()
-    name = str(label).strip()
+    name = _whole(where, "label", str(label)).strip()
     if not text or not name:
         raise BadData(f"{where}: the label, or the text before it, is empty; write it, or drop the row")
     return LabelRow(where=where, text=text, label=name)
@@ -195,7 +196,16 @@ def _text(where: str, row: Mapping[str, object], name: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise BadData(f"{where}: field '{name}' is a {type(value).__name__}; use a string")
-    return value
+    return _whole(where, name, value)
+
+
+def _whole(where: str, name: str, text: str) -> str:
+    """JSON can say half of a character of UTF-16, which is no text to a tokenizer."""
+    if not is_unicode(text):
+        raise BadData(
+            f"{where}: field '{name}' has half of a character, such as '\\ud83d' alone; write the whole of it"
+        )
+    return text
 
 
 def _instruction(where: str, row: Mapping[str, object]) -> ChatRow:
@@ -221,6 +231,7 @@ def _chat(where: str, value: object) -> ChatRow:
             raise BadData(f"{where}: message {number} has no 'role'; use system, user or assistant")
         if not isinstance(message.get("content"), str):
             raise BadData(f"{where}: message {number} has no 'content' in text; use a string")
+        _whole(where, "content", message["content"])
     if not any(message["role"] == "assistant" for message in value):
         raise BadData(f"{where}: no message has the role 'assistant', so there is nothing to learn; add the answer")
     return ChatRow(where=where, messages=tuple(value))

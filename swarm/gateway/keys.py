@@ -49,10 +49,10 @@ def read_keys(path: Path, defaults: AskerLimits) -> tuple[ApiKey, ...]:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise BadConfig(f"{path} is larger than {_MAX_FILE_BYTES} bytes; it is no file of API keys")
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"the API keys in {path} cannot be read ({error}); check --api-keys") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and as many brackets
         raise BadConfig(f"{path} is not valid TOML ({error}); a key is written as {_EXAMPLE}") from error
     if not tables or len(tables) > _MAX_KEYS:
         raise BadConfig(f"{path} has {len(tables)} keys; use 1 to {_MAX_KEYS}, each as {_EXAMPLE}")

@@ -154,7 +154,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
-        why = error.strerror or error
+        why = (error.strerror or str(error)).partition(" (while ")[0]  # Python adds the address, which is said anyway
         raise SwarmError(
             f"cannot listen on {host} port {port} ({why}); choose others with --host and --port"
         ) from error

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from blocks.adapters import all_unit_shapes, layout_digest
+from blocks.checks import check_kind, check_whole, refuse
 from blocks.errors import BadSpan
 from blocks.part import block_parameters
 from blocks.quantize import BYTES_PER_WEIGHT, Quantization
 from blocks.source import ModelSource
 from blocks.spans import Span
 from peers.placing.placement import pick_span
-from swarm.devices import pick_device, pick_dtype
+from swarm.arguments import as_path
+from swarm.devices import DEVICES, DTYPES, pick_device, pick_dtype
+from swarm.errors import BadConfig
 from swarm.hosts.host import Host, HostConfig, load_host
-from swarm.hosts.hours import Hours
+from swarm.hosts.hours import Hours, parse_hours
 from swarm.hosts.memory import Allowance, Room, affordable, free_bytes
 from swarm.run_model import check_weights, find_run_model
 from swarm.run_rules import lora_settings, optimizer_config, unit_rules
@@ -37,9 +40,12 @@ class HostingConfig:
 
     `model` is a local copy of the run's model; it must be the same one. `dtype` auto is the run's, and so is a
     `lora_rank` of 0. `max_blocks` bounds how many blocks it takes; `max_memory_bytes`, this process with its weights,
-    caches and work (on a GPU, what it takes there); `hours` are those of the day in which it takes part. None: no
-    bound. `keep_bytes` of disk are for units that others hold; `resume` are state directories of dead peers whose units
-    this host takes over.
+    caches and work (on a GPU, what it takes there); `hours` are those of the day in which it takes part, also as text
+    such as "22-07". None: no bound. `keep_bytes` of disk are for units that others hold; `resume` are state directories
+    of dead peers whose units this host takes over.
+
+    Raises:
+        BadConfig: a value is of the wrong kind or out of range; the message names it.
     """
 
     cache_dir: Path
@@ -57,6 +63,31 @@ class HostingConfig:
     hours: Hours | None = None
     keep_bytes: int = 1 << 30
     resume: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._set("cache_dir", as_path("cache_dir", self.cache_dir))
+        check_kind(BadConfig, "span", self.span, (Span, type(None)), "swarm.Span(start, end), or None")
+        for name, choices in (
+            ("device", DEVICES),
+            ("dtype", ("auto", *DTYPES)),
+            ("quantize", (None, *BYTES_PER_WEIGHT)),
+        ):
+            if getattr(self, name) not in choices:
+                refuse(BadConfig, name, getattr(self, name), f"one of {', '.join(map(str, choices))}")
+        for name, low in (("cache_bytes", 1), ("lora_rank", 0), ("keep_bytes", 0)):
+            check_whole(BadConfig, name, getattr(self, name), low)
+        for name in ("num_threads", "max_blocks", "max_memory_bytes"):
+            if getattr(self, name) is not None:
+                check_whole(BadConfig, name, getattr(self, name), 1)
+        check_kind(BadConfig, "nickname", self.nickname, str, "a string")
+        check_kind(BadConfig, "model", self.model, (str, type(None)), "the path or the name of a model")
+        self._set("hours", parse_hours(self.hours) if isinstance(self.hours, str) else self.hours)
+        check_kind(BadConfig, "hours", self.hours, (Hours, type(None)), "times of day such as '22-07'")
+        check_kind(BadConfig, "resume", self.resume, (tuple, list), "a list of state directories")
+        self._set("resume", tuple(as_path("resume", each) for each in self.resume))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # still being born
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -176,7 +176,7 @@ def read_peers_file(path: Path) -> tuple[str, ...]:
         raise BadLan(f"peers file {path} cannot be read ({error.strerror}); check --peers-file") from None
     if len(data) > _MOST_FILE_BYTES:
         raise BadLan(f"peers file {path} is longer than {_MOST_FILE_BYTES} bytes; one address a line is enough")
-    return parse_peers_file(data.decode("utf-8", "replace"), str(path))
+    return parse_peers_file(data.decode("utf-8-sig", "replace"), str(path))
 
 
 def _open(host: str) -> Zeroconf:

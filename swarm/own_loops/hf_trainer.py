@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
+from blocks.checks import refuse
 from swarm.api import Target
 from swarm.errors import BadConfig
 from swarm.own_loops.member import Ending, Member, enter
@@ -82,6 +83,8 @@ def attach(
         BlockError: the model has not the run's LoRA, or is another model than the run's.
         SwarmError, PeerError: one line that says what is wrong and what to do.
     """
+    if not hasattr(trainer, "args"):
+        refuse(BadConfig, "trainer", trainer, "a Trainer of transformers, or of a class made from it")
     if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
         raise BadConfig("this Trainer uses several processes or GPUs, and a member is one; show it one GPU only")
     model = trainer.model

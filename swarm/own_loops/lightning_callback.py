@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarm.api import Target
+from blocks.checks import check_kind
+from swarm.api import Target, resolve
 from swarm.errors import BadConfig
-from swarm.own_loops.member import Ending, Member, enter
+from swarm.own_loops.member import Ending, Member, config_of, enter
 from swarm.peer_config import PeerConfig
 
 try:
@@ -20,6 +21,10 @@ class SwarmCallback(Callback):  # type: ignore[misc]
 
     The adapter starts from the run's newest state and is averaged by the run's rule at its rounds; all else is the
     module's own. `host`, `config` and `ending` are as in `swarm.member`. It leaves the run when fitting ends.
+
+    Raises:
+        BadJoinString: `run` names no run.
+        BadConfig, BadNetworkConfig: another argument is wrong.
     """
 
     def __init__(
@@ -30,7 +35,10 @@ class SwarmCallback(Callback):  # type: ignore[misc]
         config: PeerConfig | None = None,
         ending: Ending | None = None,
     ) -> None:
-        self._run, self._host, self._config, self._ending = run, host, config, ending
+        resolve(run)  # what can be known now is not said only after the data were made ready
+        check_kind(BadConfig, "config", config, (PeerConfig, type(None)), "swarm.PeerConfig(...), or leave it out")
+        check_kind(BadConfig, "ending", ending, (Ending, type(None)), "swarm.Ending(...), or leave it out")
+        self._run, self._config, self._ending = run, config or config_of(host), ending
         self._steps = 0
         self.member: Member | None = None
 
@@ -40,7 +48,7 @@ class SwarmCallback(Callback):  # type: ignore[misc]
             raise BadConfig("this Trainer runs in several processes, and a member is one; use devices=1")
         if len(trainer.optimizers) != 1:
             raise BadConfig(f"this module has {len(trainer.optimizers)} optimizers, and a member follows one; use one")
-        self.member = enter(pl_module, self._run, host=self._host, config=self._config, ending=self._ending)
+        self.member = enter(pl_module, self._run, config=self._config, ending=self._ending)
         self.member.begin(trainer.optimizers[0])
         self._steps = trainer.global_step
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from blocks.checks import check_kind, check_number, check_whole
 from peers.config import NetworkConfig
 from swarm.api import CACHE, STATE, Target
 from swarm.api import enter as enter_run
@@ -41,10 +42,18 @@ _MOST_LOSS = 1e6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """How a member ends: it first waits until the run has done round `last_round`, at most `seconds`."""
+    """How a member ends: it first waits until the run has done round `last_round`, at most `seconds`.
+
+    Raises:
+        BadConfig: a value is of the wrong kind or out of range; the message names it.
+    """
 
     last_round: int = 0
     seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        check_whole(BadConfig, "last_round", self.last_round, 0)
+        check_number(BadConfig, "seconds", self.seconds, 0)
 
 
 class Member:
@@ -93,8 +102,8 @@ class Member:
         counted = self._counter.take()
         samples = counted[0] if samples is None else samples
         tokens = counted[1] if tokens is None else tokens
-        if samples < 0 or tokens < 0:
-            raise ValueError(f"a step on {samples} samples and {tokens} tokens; use counts of 0 or more")
+        check_whole(BadConfig, "samples", samples, 0)
+        check_whole(BadConfig, "tokens", tokens, 0)
         self._steps += 1
         self._tokens += tokens
         if loss is not None:
@@ -273,6 +282,7 @@ def member(
         BlockError: the model has not the run's LoRA, or is another model than the run's.
         SwarmError, PeerError: one line that says what is wrong and what to do.
     """
+    check_kind(BadConfig, "optimizer", optimizer, Optimizer, "the torch.optim.Optimizer of this loop")
     joined = enter(model, run, host=host, config=config, ending=ending)
     try:
         joined.begin(optimizer)
@@ -297,9 +307,9 @@ def enter(
         and torch.distributed.get_world_size() > 1
     ):
         raise BadConfig("this loop runs in several processes, and a member is one; start it without torchrun")
-    config = config or PeerConfig(
-        state_root=STATE.expanduser(), cache_dir=CACHE.expanduser(), network=NetworkConfig(host=host)
-    )
+    check_kind(BadConfig, "model", model, nn.Module, "the run's base model with its LoRA from peft, a torch.nn.Module")
+    check_kind(BadConfig, "ending", ending, (Ending, type(None)), "swarm.Ending(...), or leave it out")
+    config = config or config_of(host)
     gate = StepGate()
     module = counted_module(model)
     peer = enter_run(run, config)
@@ -311,6 +321,15 @@ def enter(
     except BaseException:
         peer.close()
         raise
+
+
+def config_of(host: str) -> PeerConfig:
+    """Of a member about which nothing more is said.
+
+    Raises:
+        BadNetworkConfig: `host` is no address.
+    """
+    return PeerConfig(state_root=STATE.expanduser(), cache_dir=CACHE.expanduser(), network=NetworkConfig(host=host))
 
 
 def counted_module(model: nn.Module) -> nn.Module:

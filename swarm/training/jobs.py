@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from blocks.checks import check_kind, check_whole, refuse
 from blocks.client import ClientModel
 from blocks.load import load_client, load_tokenizer
 from blocks.shared_client import SharedClient
@@ -23,7 +24,7 @@ from peers.private.membership import Role
 from peers.streams.wire_format import WireFormat
 from swarm.data.stream import SampleSet
 from swarm.devices import pick_dtype
-from swarm.errors import NotInvited
+from swarm.errors import BadConfig, NotInvited
 from swarm.exporting import export
 from swarm.model import RemoteBlocks, SwarmModel
 from swarm.reports.metrics import Value
@@ -54,6 +55,9 @@ _CHECK_SECONDS = 1.0
 class TrainingRequest:
     """What a trainer was asked to do; see Peer.train. `steps` 0 is what is missing to the run's total. `last_round` is
     waited for before the last evaluation.
+
+    Raises:
+        BadConfig: a value is of the wrong kind or out of range; the message names it.
     """
 
     data: SampleSet
@@ -61,6 +65,13 @@ class TrainingRequest:
     held_out: SampleSet | None = None
     on_progress: Callable[[Progress], None] | None = None
     last_round: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole(BadConfig, "steps", self.steps, 0)
+        check_whole(BadConfig, "last_round", self.last_round, 0)
+        check_kind(BadConfig, "held_out", self.held_out, (SampleSet, type(None)), "what peer.load(data) returns")
+        if self.on_progress is not None and not callable(self.on_progress):
+            refuse(BadConfig, "on_progress", self.on_progress, "a function that takes a Progress")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

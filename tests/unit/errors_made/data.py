@@ -61,6 +61,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "has no rows; give a file": lambda path: read(path, b"\n"),
     "no data files were given": lambda path: load_samples([], LetterTokenizer(), 8),
     "cannot be read (…); check the path": lambda path: load_samples([path / "a.txt"], LetterTokenizer(), 8),
+    "has half of a character": lambda path: read(path, rb'{"text": "\ud83d and more"}'),
     "not a JSON object; write one": lambda path: read(path, [1]),
     "field 'label' is a": lambda path: read(path, {"text": "a", "label": 0.5}),
     "the label, or the text before it": lambda path: read(path, {"text": "a", "label": ""}),

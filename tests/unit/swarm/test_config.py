@@ -85,13 +85,24 @@ def test_only_the_model_is_required(tmp_path: Path) -> None:
         (MODEL, "name is missing"),
         ('name = "../x"\nnonce = "1"\n' + MODEL, "name is '../x'"),
         ("name = ", "not TOML"),
+        ("name = " + "[" * 5000, "not TOML"),
+        ("name = " + "9" * 5000, "not TOML"),
+        (HEAD + MODEL + "[training]\nbatch_size = " + "9" * 400, "training.batch_size is 999"),
+        (HEAD + MODEL + "[training]\nlearning_rate = " + "9" * 400, "training.learning_rate is 999"),
     ],
+    ids=range(26),
 )
 def test_a_wrong_setting_is_named_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(BadConfig, match=words) as caught:
         load_text(tmp_path, text)
     assert "swarm.toml: " in str(caught.value) or "not TOML" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_saved_by_notepad_is_read(tmp_path: Path) -> None:
+    text = HEAD + MODEL
+    (tmp_path / "swarm.toml").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_config(tmp_path) == load_text(tmp_path, text)
 
 
 def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:

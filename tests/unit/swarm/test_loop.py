@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from swarm.loop import LoopThread
+from swarm.errors import BadConfig
+from swarm.loop import LEFT, LoopThread
 
 
 def test_work_runs_in_the_thread_and_its_errors_come_back() -> None:
@@ -47,7 +48,7 @@ def test_closing_cancels_what_runs_and_refuses_more() -> None:
     loop.close()
     assert ended == [True]
     assert task.cancelled()
-    with pytest.raises(RuntimeError, match="has left its run; enter it again"):
+    with pytest.raises(BadConfig, match=LEFT):
         loop.run(start())
 
 

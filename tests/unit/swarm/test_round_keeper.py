@@ -76,7 +76,7 @@ class Averager:
     async def run_round(self, number: int, *args: object, **options: object) -> RoundOutcome:
         return replace(self.outcome, number=number)
 
-    def forget(self, units: object) -> None:
+    def withdraw(self, units: object) -> None:
         pass
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from swarm.cli.report import Stopped, stop_at_end_of, stop_on_signals
+from swarm.cli.stopping import Stopped, stop_at_end_of, stop_on_signals
 
 
 @pytest.fixture

@@ -74,7 +74,10 @@ def test_nothing_but_a_key_is_let_in(tmp_path: Path, header: str | None, code: s
         (f'[ann]\nkey = "{ANN}"\n[bob]\nkey = "{ANN}"', "the same key"),
         (f'[""]\nkey = "{ANN}"', "a name"),
         ("# " + "x" * (1 << 20), "larger than"),
+        (f'[ann]\nkey = "{ANN}"\nconcurrent = ' + "9" * 5000, "not valid TOML"),
+        ("ann = " + "[" * 5000, "not valid TOML"),
     ],
+    ids=range(15),
 )
 def test_a_bad_file_is_refused_in_one_line_that_tells_no_key(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(BadConfig, match=words) as refused:
@@ -82,6 +85,11 @@ def test_a_bad_file_is_refused_in_one_line_that_tells_no_key(tmp_path: Path, tex
     assert "keys.toml" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert ANN not in str(refused.value)
+
+
+def test_a_file_saved_by_notepad_has_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_bytes(f'[ann]\r\nkey = "{ANN}"\r\n'.encode("utf-8-sig"))
+    assert [key.name for key in read_keys(tmp_path / "keys.toml", AskerLimits())] == ["ann"]
 
 
 def test_a_file_that_is_no_text_or_is_not_there_is_refused(tmp_path: Path) -> None:
