@@ -22,7 +22,7 @@ from blocks.spans import UnitId
 from blocks.targets import uses_conv1d
 
 FILES = frozenset({"adapter_model.safetensors", "adapter_config.json", "README.md", "validation.json"})
-"""What an export may hold; validation.json is beside the best one (swarm.best_adapter)."""
+"""What an export may hold; validation.json is beside the best one (swarm.training.best_adapter)."""
 
 
 def export_adapter(

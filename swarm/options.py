@@ -67,7 +67,7 @@ class JoinOptions(PeerOptions):
     frozen weights in 8 or 4 bits. `lora_rank` 0 is the run's; a smaller one needs a run that merges by `power`.
     `keep_megabytes` of disk are for units that others hold; those that dead peers left in `resume` are taken over.
     `max_send` is in bytes per second; `hours` are when this peer takes part. None: no bound.
-    `track` names programs that get the metrics, too (swarm.trackers).
+    `track` names programs that get the metrics, too (swarm.reports.trackers).
     """
 
     blocks: Span | None = None
@@ -98,8 +98,8 @@ class TrainOptions(PeerOptions):
     it waits while some block has no live holder. `blocks` are held by this peer too, on `device`; where they are all,
     it trains through itself, and only adapters leave it. The first `keep_first` blocks it holds, and nobody else gets
     work for them. Others use its blocks too, unless it is `behind_nat` and they cannot. `wire` is how activations
-    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.trackers). `labels` may be
-    chosen for rows of `eval_data` besides those that are seen there.
+    travel; None: as the run says. `track` names programs that get the metrics, too (swarm.reports.trackers). `labels`
+    may be chosen for rows of `eval_data` besides those that are seen there.
     """
 
     data: tuple[Path, ...]

@@ -22,7 +22,7 @@ _GIVEN_SECONDS = 10  # between two words of what this peer has given, while that
 
 @dataclass(kw_only=True, slots=True)
 class Place:
-    """Where a host stands among the others; the rules of placement go by it (peers.standing).
+    """Where a host stands among the others; the rules of placement go by it (peers.placing.standing).
 
     `since` is the DHT time at which it took `span`, or promised `moves_to`; while it loads, that is the same.
     """

@@ -1,8 +1,8 @@
 """Where this host belongs: it watches what the swarm holds, and moves when its move is the one that helps most.
 
-The rules are in `peers.moving`; here they meet records, probes and a clock. Everybody computes the same move from the
-same records, and only the peer that it names does anything: it promises the new span in its record, looks again once
-the others can have seen that, and only then leaves its blocks. Training goes on around it over the other hosts.
+The rules are in `peers.placing.moving`; here they meet records, probes and a clock. Everybody computes the same move
+from the same records, and only the peer that it names does anything: it promises the new span in its record, looks
+again once the others can have seen that, and only then leaves its blocks. Training goes on around it over the others.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class OwnUnits:
         """See Holder; the schedule is the loop's own."""
 
     async def read_unit(self, unit: UnitId, *, moments: bool) -> UnitState | None:
-        """See peers.units_service.UnitSource; without moments, which are the loop's own."""
+        """See peers.units.service.UnitSource; without moments, which are the loop's own."""
         return self.units.get(unit)
 
     async def read_inputs(self) -> dict[UnitId, UnitInput]:

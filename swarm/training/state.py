@@ -16,7 +16,7 @@ _MAX_BYTES = 1 << 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerState:
-    """`life` and `step` name the microbatches of the batch that comes next (see blocks.ledger.MicrobatchId)."""
+    """`life` and `step` name the microbatches of the batch that comes next (blocks.training.ledger.MicrobatchId)."""
 
     life: int = 0
     step: int = 0

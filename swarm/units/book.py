@@ -66,7 +66,7 @@ def check_state(state: UnitState, shapes: Mapping[UnitId, Mapping[str, tuple[int
 
 
 class LocalSteps(Protocol):
-    """Whoever makes the optimizer steps; implemented by blocks.unit_steps.UnitSteps."""
+    """Whoever makes the optimizer steps; implemented by blocks.training.unit_steps.UnitSteps."""
 
     @property
     def terms(self) -> Mapping[UnitId, UnitTerms]:

@@ -53,7 +53,7 @@ def trained(block: int, number: int = 3, **changes: object) -> UnitState:
 
 @dataclass(kw_only=True)
 class FakeHost:
-    """What keeping asks of a swarm.host.Host, and the record that tells of it."""
+    """What keeping asks of a swarm.hosts.host.Host, and the record that tells of it."""
 
     name: str
     span: Span

@@ -96,7 +96,7 @@ def test_a_peer_hosts_until_it_says_otherwise(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_hosts_no_more(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from swarm.pause_file import mark_hosting; "
+        "import sys, time; from pathlib import Path; from swarm.hosts.pause_file import mark_hosting; "
         "held = mark_hosting(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
