@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 from parts.soak_watch import Ages, RoundWatch, TrainerWatch, family_of, usage
 
+# Both wait for a line. The inner one is up when the outer one says so: what has just begun has no memory yet.
+INNER = "print(flush=True); input()"
 CHILD = (
-    "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()']); print(p.pid, flush=True); input()"
+    "import subprocess, sys\n"
+    f"p = subprocess.Popen([sys.executable, '-c', {INNER!r}], stdout=subprocess.PIPE)\n"
+    "p.stdout.readline(); print(p.pid, flush=True); input()"
 )
 
 
