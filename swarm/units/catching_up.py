@@ -157,8 +157,8 @@ def _worth_asking(
     *,
     is_start: bool = False,
 ) -> list[PeerId]:
-    """Who has a block's unit with other bits than ours in `digests`: holders whose round is not older, and keepers
-    whose version is of a newer round (at the start: or of the same), the furthest first.
+    """Who has another state of a block's unit: holders with other bits than ours in `digests` whose round is not older,
+    and keepers whose version is of a newer round (at the start: or of the same, with other bits), the furthest first.
     """
     found = []
     for record in others:
@@ -169,6 +169,8 @@ def _worth_asking(
             if kept is None:
                 continue
             (number, digest), least = kept, own.round if is_start else own.round + 1
-        if number >= least and digest != digests.get(block):
+        # A keeper tells the unit's own round: a newer one may have the same bits, and is the newer state all the same.
+        is_newer = block not in record.span and number > own.round
+        if number >= least and (is_newer or digest != digests.get(block)):
             found.append((-number, block not in record.span, record.peer))
     return [peer for _, _, peer in sorted(found)]

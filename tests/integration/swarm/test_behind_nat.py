@@ -52,7 +52,8 @@ def test_two_peers_behind_nat_train_average_and_generate_and_a_third_catches_up(
         swarm.hold(ann, None)
     train_a_round(swarm, public, ann, bob)
     assert not {ann.id, bob.id} & {*ann.node.traffic.by_peer, *bob.node.traffic.by_peer}, "each used its own blocks"
-    assert ann.generate("a b", max_new_tokens=4) == bob.generate("a b", max_new_tokens=4)
+    # What is left of their samples may fill one more round, which one of them has a moment before the other.
+    until(lambda: len({peer.generate("a b", max_new_tokens=4) for peer in (ann, bob)}) == 1, "both write the same")
     # Others cannot use these blocks, and are not sent there.
     client = enter_behind_nat(swarm, "client", route_seconds=1.0)
     with pytest.raises(NoRoute, match="0:3"):

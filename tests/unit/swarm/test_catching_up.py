@@ -116,6 +116,21 @@ async def test_a_newer_kept_version_is_noticed_while_running(swarm: KeptSwarm) -
     assert not catch_up.is_needed([swarm.hosts["xin"].record()])
 
 
+async def test_a_newer_kept_version_of_the_same_bits_is_taken_too(swarm: KeptSwarm) -> None:
+    """A round on samples without a step changes nothing, and who stands before it is left out of the next one."""
+    catch_up = await newcomer(swarm)
+    new = swarm.hosts["new"]
+    new.units = {unit(2): trained(2, 3), unit(3): trained(3, 3)}
+    new.round = 4
+    same = [replace(state, round=4) for state in new.units.values()]
+    await keeper(swarm, "xin", *same)
+    assert catch_up.is_needed([swarm.hosts["xin"].record()])
+    await run(swarm, catch_up)
+    assert {state.round for state in new.units.values()} == {4}
+    swarm.now += 60
+    assert not catch_up.is_needed([swarm.hosts["xin"].record()]), "once is enough"
+
+
 async def test_a_newer_state_of_the_same_bits_is_fetched_once_a_round_has_told_of_it(swarm: KeptSwarm) -> None:
     catch_up = await newcomer(swarm)
     new = swarm.hosts["new"]
