@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from parts.chaos_hosts import Layout
-from parts.chaos_swarm import ChaosSwarm, Story
+from parts.chaos_swarm import ChaosSwarm, Story, wait_averaged
 from parts.faults import Fault, FaultPlan
 from parts.report import Values
 from parts.tiny_model import counting_rows
@@ -21,7 +20,6 @@ from swarm.hosts.loading import HostingConfig
 from swarm.local import LOOPBACK
 from swarm.peer import Peer
 from swarm.peer_config import PeerConfig
-from swarm.reports.metrics import read_metrics
 
 WENT_ON_SECONDS = 15.0
 STRIKE_AT = 3  # steps of a stretch
@@ -75,21 +73,18 @@ def _held_out_loss(swarm: ChaosSwarm, trainer: Peer) -> float:
 def calm_losses(root: Path, layout: Layout, stretches: int, steps: int) -> list[float]:
     """Held-out losses after each stretch of the same course where nothing happens.
 
-    Its hosts live in this process, as only their arithmetic matters and processes take long to start. It goes through
-    all stretches at once, and is judged at its rounds: what lies between two of them goes by samples.
+    Its hosts live in this process, as only their arithmetic matters and processes take long to start. It has its
+    stretches as well: steps that never wait for a round would have fewer rounds, and learn less.
     """
     with _calm_peers(root, layout) as peers:
-        host, *_, trainer = peers
-        result = trainer.train(ROWS, steps=stretches * (steps + 1), held_out=HELD_OUT_ROWS)
-        rounds = [entry for entry in read_metrics(host.node.config.state) if entry.kind == "round"]
-    batch = trainer.node.spec.training.batch_size
-    samples_by_round = {0: 0.0}
-    for entry in rounds:
-        number, samples = int(entry.number("round") or 0), entry.number("samples") or 0.0
-        samples_by_round[number] = max(samples_by_round.values()) + samples
-    known = [(samples_by_round[each.round], each.loss) for each in result.evaluations if each.round in samples_by_round]
-    judged = [batch * (number * (steps + 1) - 1) for number in range(1, stretches + 1)]
-    return [float(loss) for loss in np.interp(judged, *zip(*known, strict=True))]
+        *hosts, trainer = peers
+        live = {host.id for host in hosts}
+        losses = []
+        for _ in range(stretches):
+            trainer.train(ROWS, steps=steps)
+            wait_averaged(trainer, live)
+            losses.append(trainer.train(ROWS, steps=1, held_out=HELD_OUT_ROWS).evaluations[0].loss)
+        return losses
 
 
 @contextmanager
