@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from swarm.errors import BadJoinString, NotInvited
 from swarm.private.credential import Credential, credential_from
 from swarm.run import KEY_NAME, RUN_NAME, RunId, load_owner_key, load_run, public_bytes, run_id_of, sign_run
 from swarm.state import OWN_STATE
+from swarm.whole_file import replace_file
 
 JOIN_NAME = "join.txt"
 MAX_BOOTSTRAP = 8
@@ -212,9 +212,7 @@ def save_join(directory: Path, join: Join) -> Path:
     """
     path = directory / JOIN_NAME
     join = replace(join, peers=(*join.peers, *_others_left(path, join))[:MAX_BOOTSTRAP])
-    draft = directory / f".{JOIN_NAME}.{os.getpid()}"
-    draft.write_text(format_join(join) + "\n", "utf-8")
-    draft.replace(path)
+    replace_file(path, f"{format_join(join)}\n".encode())
     return path
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from peers.network import PeerId
 from peers.records import MAX_GIVEN_TOKENS
+from swarm.whole_file import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +104,7 @@ def load_given(path: Path, peer: PeerId) -> Given:
 def save_given(path: Path, peer: PeerId, given: Given) -> None:
     """Replace the file whole; OSError where the disk is full or read-only, and what was there stays."""
     plain = {"peer": peer, "served_tokens": given.served_tokens, "trained_tokens": given.trained_tokens}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w") as file:
-            file.write(json.dumps(plain))
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut leaves an empty file in the place of the count
-        draft.replace(path)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
+    replace_file(path, json.dumps(plain).encode())
 
 
 def _bounded(tokens: int) -> int:

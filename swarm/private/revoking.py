@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from peers.private.membership import Role
 from peers.private.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
 from swarm.errors import BadConfig
 from swarm.run import RunId
+from swarm.whole_file import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,9 @@ def save_revoked(directory: Path, blob: bytes) -> None:
     Raises:
         BadConfig: it cannot be written.
     """
-    path, draft = directory / REVOKED_NAME, directory / f".{REVOKED_NAME}.{os.getpid()}"
+    path = directory / REVOKED_NAME
     try:
-        draft.write_bytes(blob)
-        draft.replace(path)
+        replace_file(path, blob)
     except OSError as error:
         raise BadConfig(f"{path} cannot be written ({error.strerror}); free space, or check its owner") from None
 

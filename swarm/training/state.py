@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.data.stream import DataPosition, parse_position
 from swarm.errors import BadCheckpoint
+from swarm.whole_file import replace_file
 
 LIFE_BITS = 32
 _MAX_BYTES = 1 << 16
@@ -53,10 +53,8 @@ def save_state(path: Path, state: TrainerState) -> None:
     """
     position = (state.position or DataPosition()).to_plain()
     plain = {"life": state.life, "step": state.step, "samples": state.samples, "position": position}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(plain))
-        draft.replace(path)
+        replace_file(path, json.dumps(plain).encode())
     except OSError as error:
         raise BadCheckpoint(f"{path} was not written ({error.strerror}); free space or check its permissions") from None
