@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SEARCH_SECONDS = 4.0
-_SETTLE_SECONDS = 0.8  # after the first answer: others come about then
+# After an answer that nobody gave before. Who spoke less than a second ago speaks a second later (RFC 6762, section 6),
+# and two runs of one name must both be seen: else the first to answer would be joined by chance.
+_SETTLE_SECONDS = 2.0
+_MOST_SETTLING = 3  # times
 _ASK_MILLISECONDS = 1500
 _ASK_SECONDS = 8.0
 _MOST_FILE_BYTES = 256 * 1024
@@ -78,7 +81,7 @@ class LanPresence:
 
 
 def search(group: str, *, host: str = ANY_HOST[0], seconds: float = SEARCH_SECONDS) -> list[LanPeer]:
-    """Peers of a group that answer within `seconds`; returns soon after the first ones.
+    """Peers of a group that answer within `seconds`; returns when nobody new has answered for a while.
 
     Raises:
         BadLan: this machine has no network that takes multicast.
@@ -100,8 +103,9 @@ def search(group: str, *, host: str = ANY_HOST[0], seconds: float = SEARCH_SECON
             except BadLan as error:
                 logger.debug("left out %r: %s", name[:80], error)
                 return
+            if name not in found:
+                answered.set()
             found[name] = peer
-            answered.set()
 
         def update_service(self, zeroconf: Zeroconf, kind: str, name: str) -> None:
             self.add_service(zeroconf, kind, name)
@@ -112,8 +116,12 @@ def search(group: str, *, host: str = ANY_HOST[0], seconds: float = SEARCH_SECON
     zeroconf = _open(host)
     try:
         browser = ServiceBrowser(zeroconf, SERVICE, listener=Listener())  # type: ignore[arg-type]
-        if answered.wait(seconds):
-            threading.Event().wait(_SETTLE_SECONDS)
+        wait_seconds = seconds
+        for _ in range(1 + _MOST_SETTLING):
+            if not answered.wait(wait_seconds):
+                break
+            answered.clear()
+            wait_seconds = _SETTLE_SECONDS
         browser.cancel()
     finally:
         zeroconf.close()

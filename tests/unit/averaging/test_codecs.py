@@ -313,13 +313,17 @@ def test_no_bytes_take_more_memory_than_two_vectors(codec):
     long_gaps = b"\1" + struct.pack("<f", 1.0) + b"\xff" * (codec.most_bytes(num_values) - 5)
     honest = codec.encode(gaussian(num_values))
     for data in (bomb, long_gaps, honest, bytes(codec.most_bytes(num_values)), bytes(10_000_000)):
-        tracemalloc.start()
-        try:
-            check_refused_or_whole(codec, data, num_values)
-            _, peak_bytes = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert peak_bytes <= 9 * num_values + 100_000
+        # Threads that earlier tests left behind are traced, too; what a codec takes, it takes each time.
+        assert min(peak_bytes_of(codec, data, num_values) for _ in range(3)) <= 9 * num_values + 100_000
+
+
+def peak_bytes_of(codec, data, num_values):
+    tracemalloc.start()
+    try:
+        check_refused_or_whole(codec, data, num_values)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_bomb_for_an_empty_vector_is_refused():
