@@ -18,7 +18,7 @@ from swarm.hosts.contributions import Contributions
 from swarm.hosts.healing import Healer, HealerConfig
 from swarm.hosts.hosting import Hosting, start_hosting
 from swarm.hosts.loading import HostingConfig, choose
-from swarm.hosts.memory import taken_bytes
+from swarm.hosts.memory_now import taken_bytes
 from swarm.hosts.pausing import LEAVING, TO_A_GAP
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from swarm.devices import DEVICES, DTYPES, pick_device, pick_dtype
 from swarm.errors import BadConfig
 from swarm.hosts.host import Host, HostConfig, load_host
 from swarm.hosts.hours import Hours, parse_hours
-from swarm.hosts.memory import Allowance, Room, affordable, free_bytes
+from swarm.hosts.memory import Allowance, Room, affordable
+from swarm.hosts.memory_now import free_bytes
 from swarm.run_model import check_weights, find_run_model
 from swarm.run_rules import lora_settings, optimizer_config, unit_rules
 from swarm.units.holder import RunRules

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from blocks.training.open_work import TrainingLimits
 from swarm.errors import BadConfig
@@ -100,19 +98,6 @@ class Allowance:
 def affordable(free_bytes: int, block_bytes: int, num_blocks: int) -> int:
     """How many blocks fit in half of the free memory; at least one, at most all."""
     return max(1, min(num_blocks, int(free_bytes * FREE_SHARE) // max(1, block_bytes)))
-
-
-def free_bytes() -> int:
-    """Memory of this machine that nobody uses now."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def taken_bytes() -> int:
-    """What this process occupies now; 0 where the system does not say (it is no Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _up(num_bytes: int) -> int:

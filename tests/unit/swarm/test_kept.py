@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,23 +132,23 @@ def test_a_disk_that_refuses_leaves_what_was_kept(tmp_path: Path, monkeypatch: p
     assert store(tmp_path).units[UNIT].version == unit_state(3).version
 
 
-def write_large(directory: str) -> None:
-    """In a child: files may not grow past 64 kB, as on a disk that is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-    large = replace(unit_state(4), tensors={"a.lora_A": torch.ones(200, 200)})
+@contextmanager
+def no_file_past(num_bytes: int) -> Iterator[None]:
+    """As on a disk that is full. For the whole process, which writes nothing else of that size meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))  # Python ignores the signal
     try:
-        write_units(
-            Path(directory) / "x.safetensors", Checkpoint(run="r", layout="l", round=4, units={large.unit: large})
-        )
-    except BadCheckpoint as error:
-        sys.stdout.write(str(error))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_does_not_fit_on_the_disk_leaves_the_old_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_units(path, Checkpoint(run="r", layout="l", round=3, units={UNIT: unit_state(3)}))
-    code = f"from tests.unit.swarm.test_kept import write_large; write_large({str(tmp_path)!r})"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "was not written (File too large); free space" in child.stdout
+    large = replace(unit_state(4), tensors={"a.lora_A": torch.ones(1000, 1000)})
+    checkpoint = Checkpoint(run="r", layout="l", round=4, units={large.unit: large})
+    with no_file_past(1 << 21), pytest.raises(BadCheckpoint, match=r"was not written \(File too large\); free space"):
+        write_units(path, checkpoint)
     assert read_units(path).round == 3
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"], "half of a file stayed"

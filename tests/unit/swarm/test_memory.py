@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from blocks.training.open_work import TrainingLimits
 from swarm.errors import BadConfig
-from swarm.hosts.memory import Allowance, Room, affordable, free_bytes
+from swarm.hosts.memory import Allowance, Room, affordable
+from swarm.hosts.memory_now import free_bytes
 
 MB = 10**6
 MUCH = 1 << 40
@@ -85,9 +86,9 @@ def test_without_a_limit_half_of_the_free_memory_is_for_weights() -> None:
 
 
 def test_the_process_and_the_machine_are_measured() -> None:
-    # In a process of its own: this one runs other tests, whose memory comes and goes, and is taken again.
+    # In a process of its own, which imports no torch: this one runs other tests, whose memory comes and goes.
     code = f"""
-from swarm.hosts.memory import taken_bytes
+from swarm.hosts.memory_now import taken_bytes
 before = taken_bytes()
 held = bytearray(b"x") * {64 * MB}  # written to: pages of zeros would take no memory
 print(before, taken_bytes())
