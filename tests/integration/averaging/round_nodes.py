@@ -26,7 +26,7 @@ from peers.hivemind_network import HivemindNetwork
 from peers.network import PeerId
 
 RUN = "run-of-the-round-tests"
-CONFIG = AveragingConfig(matchmaking_seconds=3, request_seconds=1, reduce_seconds=20, vote_seconds=10)
+CONFIG = AveragingConfig(matchmaking_seconds=6, request_seconds=2, reduce_seconds=30, vote_seconds=15)
 BLOCKS = 6
 VALUES = 20_000  # per tensor: a dozen parts in a class of three, a few milliseconds of work
 

@@ -13,7 +13,7 @@ from tests.integration.swarm.small_swarm import until
 
 pytest.importorskip("uvicorn", reason="needs the gateway: pip install 'swarmtune[gateway]'")
 
-SECONDS = 90.0
+SECONDS = 180.0
 
 
 def children(pid: int) -> list[int]:

@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_chat: Path) -> Iterato
         clients = (tales.enter("client"), news.enter("client"))
         clients[0].train(random_samples(16), steps=4)
         until(lambda: all(host_of(host).shelf.newest.round >= 1 for host in hosts), "round 1")
-        assert clients[0].wait_for_round(1, seconds=30)
+        assert clients[0].wait_for_round(1, seconds=120)
         with gateway_over(clients) as gateway:
             yield Served(tales=tales, news=news, clients=clients, gateway=gateway)
     finally:

@@ -167,9 +167,9 @@ async def test_a_killed_peer_takes_its_daemon_along_and_its_streams_end_at_once(
     stream = await bob.open_stream(where["peer"], "echo")
     assert await ask(stream, b"alive") == b"alive"
     child_peer.kill()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await stream.reader.read() == b""
-    assert wait_gone(where["p2pd"], 5)
+    assert wait_gone(where["p2pd"], 30)
     with pytest.raises(NetworkFailed):
         await bob.open_stream(where["peer"], "echo")
 
@@ -177,7 +177,7 @@ async def test_a_killed_peer_takes_its_daemon_along_and_its_streams_end_at_once(
 async def test_a_node_whose_daemon_is_gone_says_so_and_still_stops(start: Start) -> None:
     ann = await start("ann")
     os.kill(ann.p2p.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await ann.wait_dead()
         with pytest.raises(NetworkFailed):
             await ann.open_stream(ann.peer_id, "echo")

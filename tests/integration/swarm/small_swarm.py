@@ -43,7 +43,7 @@ def random_samples(count: int, *, shortest: int = 8, longest: int = 40, seed: in
     return SampleSet(ids=ids, labels=labels, offsets=offsets, fingerprint=f"random-{count}-{seed}")
 
 
-def until(happened: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
+def until(happened: Callable[[], bool], what: str, *, seconds: float = 180.0) -> None:
     """Wait for something that another thread brings about."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()

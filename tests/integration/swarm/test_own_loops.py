@@ -74,7 +74,7 @@ def test_a_member_and_a_host_train_one_adapter(make_swarm: MakeSwarm) -> None:
         counted = next(iter(units.counted().values()))
         assert (counted.samples, counted.tokens, counted.steps) == (2 * BATCH, 2 * BATCH * 11, 2)
         swarm.enter("trainer").train(random_samples(16), steps=2)
-        assert member.wait_for_round(1, seconds=60)
+        assert member.wait_for_round(1, seconds=120)
         until(lambda: host_of(host).round == 1, "the host's round 1")
         assert units.digests() == host_of(host).digests()
         assert live_equals_state(member)
@@ -116,7 +116,7 @@ def test_a_round_reads_during_an_evaluation_and_writes_after_it(make_swarm: Make
                 loop.step(member)
         with members[0].evaluation():
             before = read_parameters(members[0]._part.units._book._parameters)
-            assert members[1].wait_for_round(1, seconds=60), "nobody waits for the evaluation"
+            assert members[1].wait_for_round(1, seconds=120), "nobody waits for the evaluation"
             after = read_parameters(members[0]._part.units._book._parameters)
             assert all(torch.equal(before[u][n], after[u][n]) for u in before for n in before[u])
             assert members[0].round == 0
@@ -141,10 +141,10 @@ def test_nobody_waits_for_a_loop_that_stands_still(make_swarm: MakeSwarm) -> Non
             until(lambda: not bob._part.keeper.company.others(), "bob has read so")
             for _ in range(4):
                 loops[1].step(bob)
-            assert bob.wait_for_round(1, seconds=60)
+            assert bob.wait_for_round(1, seconds=120)
             assert ann.round == 0
             ann._gate.patience_seconds = 1e9
-            assert ann.wait_for_round(1, seconds=60), "she comes back, and has what bob has"
+            assert ann.wait_for_round(1, seconds=120), "she comes back, and has what bob has"
             assert ann._part.units.digests() == bob._part.units.digests()
             until(lambda: not ann._part.keeper.is_away, "ann is in rounds again")
             assert {counted.samples for counted in ann._part.units.counted().values()} == {BATCH}

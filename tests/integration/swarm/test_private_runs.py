@@ -89,13 +89,13 @@ def test_who_is_put_out_in_the_middle_of_its_work_is_told_soon_and_goes_on_with_
         until(lambda: bool(steps), "the first step")
         revoke(resolve_join(str(swarm.run)), bobs.id)
         with pytest.raises(BadMembership, match=f"{bobs.id} was revoked by the run's owner; only a new invitation"):
-            training.result(timeout=60)  # a route is waited for longer, which would be in vain
+            training.result(timeout=180)  # a route is waited for longer, which would be in vain
         assert not writing.done()
         later = time.time() + 2 * 86400 - time.monotonic()
         for gate in (gate_of(own), gate_of(client)):
             monkeypatch.setattr(gate, "_clock", lambda: later + time.monotonic())
         with pytest.raises(BadMembership, match=r"its membership expired .* ago; ask the run's owner for"):
-            writing.result(timeout=60)
+            writing.result(timeout=180)
     swarm.stop("trainer", "client")
     again = bobs.enter("trainer", bobs.invited(Role.TRAINER, days=9), client_mode=True)
     assert len(again.train(random_samples(4), steps=1).losses) == 1

@@ -146,7 +146,7 @@ def test_the_held_out_loss_falls_round_by_round(make_swarm: MakeSwarm) -> None:
         until(
             lambda wanted=number: all(host_of(host).shelf.newest.round >= wanted for host in hosts), f"round {number}"
         )  # type: ignore[misc]
-        assert trainer.wait_for_round(number, seconds=30)
+        assert trainer.wait_for_round(number, seconds=120)
     losses.append(trainer.train(data, steps=1, held_out=data).evaluations[0])
     assert [evaluation.round for evaluation in losses] == [0, 1, 2]
     assert losses[0].loss > losses[1].loss + 0.05 > losses[2].loss + 0.1

@@ -74,7 +74,7 @@ def train_one_round(trainer: Peer, hosts: list[Peer]) -> None:
     wanted = max(host_of(host).round for host in hosts) + 1
     trainer.train(random_samples(16), steps=4)
     until(lambda: all(host_of(host).shelf.newest.round >= wanted for host in hosts), f"round {wanted}")
-    assert trainer.wait_for_round(wanted, seconds=30)
+    assert trainer.wait_for_round(wanted, seconds=120)
 
 
 def serving(hosts: list[Peer], span: Span) -> list[Peer]:

@@ -189,7 +189,7 @@ async def test_a_class_that_cannot_be_read_is_kept_by_all_its_holders(damage):
         averager = Averager(FakeExchange(swarm, peer), peer, "layout", config)
         return await averager.run_round(1, call(3), brought_of(peer), read)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         ann, bob, cat = await asyncio.gather(*[one(peer) for peer in PEERS[:3]])
     shared = unit_of("default", 2)
     assert shared in ann.kept

@@ -215,7 +215,7 @@ async def test_only_holders_vote_and_only_their_first_word_counts():
     ballot = Ballot(b"g", [unit_class], [ann, bob, eve])
     for said in (word(ann, good), word(eve, bad), word("fay", bad), word(bob, good), word(bob, bad)):
         ballot.hear(said)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await ballot.settled()
     assert ballot.votes() == {b"c": {ann: good, bob: good}}
 
@@ -228,7 +228,7 @@ async def test_a_word_of_another_round_that_somebody_hands_on_does_not_stand_in_
     ballot.hear(Word(peer=ann, group_id=b"earlier", votes=(), data=b"replayed"))
     ballot.hear(word(ann, good))
     ballot.hear(word(bob, good))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await ballot.settled()
         assert await anext(ballot.words(bob, 60)) == b"ann"
     assert ballot.votes() == {b"c": {ann: good, bob: good}}
@@ -238,7 +238,7 @@ async def test_members_behind_nat_hear_what_others_said_and_go_on_to_say_once_ea
     ballot = Ballot(b"g", [], ["ann", "bob", "cat", "dan"], ["cat", "dan"])
     ballot.hear(word("ann"))
     heard = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for data in ballot.words(PeerId("cat"), 60):
             heard.append(data)
             if data == b"ann":

@@ -96,7 +96,7 @@ async def test_a_backward_that_comes_to_its_turn_after_the_step_is_refused_not_f
 
 async def test_forwards_wait_while_drained_and_go_on_after(llama_source: ModelSource, thread: ComputeThread) -> None:
     trainer = new_trainer(llama_source, thread)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with trainer.frozen(), trainer.drained():
             waiting = [asyncio.create_task(trainer.forward(work(step))) for step in range(3)]
             await thread.run(Priority.EVALUATE, lambda: None)

@@ -22,24 +22,24 @@ def thread() -> Iterator[ComputeThread]:
 
 def test_jobs_go_by_priority_then_by_arrival(thread: ComputeThread) -> None:
     go, order = threading.Event(), []
-    thread.submit(Priority.DECODE, lambda: go.wait(10))
+    thread.submit(Priority.DECODE, lambda: go.wait(30))
     wanted = [(Priority.FORWARD, 1), (Priority.DECODE, 2), (Priority.STEP, 3), (Priority.FORWARD, 4)]
     jobs = [thread.submit(priority, lambda number=number: order.append(number)) for priority, number in wanted]
     go.set()
     for job in jobs:
-        job.result(timeout=10)
+        job.result(timeout=30)
     assert order == [2, 3, 1, 4]
 
 
 def test_an_error_goes_to_who_waits_and_the_thread_goes_on(thread: ComputeThread) -> None:
     with pytest.raises(ZeroDivisionError):
-        thread.submit(Priority.STEP, lambda: 1 // 0).result(timeout=10)
-    assert thread.submit(Priority.STEP, lambda: 5).result(timeout=10) == 5
+        thread.submit(Priority.STEP, lambda: 1 // 0).result(timeout=30)
+    assert thread.submit(Priority.STEP, lambda: 5).result(timeout=30) == 5
 
 
 async def test_a_cancelled_job_that_has_not_begun_never_runs(thread: ComputeThread) -> None:
     go, ran = threading.Event(), []
-    thread.submit(Priority.DECODE, lambda: go.wait(10))
+    thread.submit(Priority.DECODE, lambda: go.wait(30))
     task = asyncio.create_task(thread.run(Priority.STEP, lambda: ran.append(1)))
     await asyncio.sleep(0)
     task.cancel()
@@ -66,8 +66,8 @@ def test_what_a_finished_job_held_is_let_go(thread: ComputeThread) -> None:
 
     graph = Graph()
     seen = weakref.ref(graph)
-    thread.submit(Priority.STEP, lambda held=graph: None).result(timeout=10)
+    thread.submit(Priority.STEP, lambda held=graph: None).result(timeout=30)
     del graph
-    thread.submit(Priority.STEP, lambda: None).result(timeout=10)
+    thread.submit(Priority.STEP, lambda: None).result(timeout=30)
     gc.collect()
     assert seen() is None

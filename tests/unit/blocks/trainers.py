@@ -51,7 +51,7 @@ def new_trainer(
 async def running(trainer: SpanTrainer, *, sweep_seconds: float = 0.02) -> AsyncIterator[None]:
     task = asyncio.create_task(trainer.run(sweep_seconds=sweep_seconds))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             yield
     finally:
         task.cancel()

@@ -162,7 +162,7 @@ def test_eight_bits_are_bounded_by_what_they_become_in_memory() -> None:
     async def go() -> None:
         reader = asyncio.StreamReader()  # no end: reading on would wait for ever
         reader.feed_data(framed(header(([EIGHT_BIT, [300]],))))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(BadMessage, match="1200 bytes are refused; at most 1000"):
                 await read_frame(reader, max_payload=1000)
 
@@ -223,7 +223,7 @@ def test_a_claimed_payload_is_refused_before_it_is_read() -> None:
     async def go() -> None:
         reader = asyncio.StreamReader()  # no end: reading on would wait for ever
         reader.feed_data(framed(header((["u8", [1 << 26]],))))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(BadMessage, match="at most 1000"):
                 await read_frame(reader, max_payload=1000)
 

@@ -134,7 +134,7 @@ async def test_a_save_that_waits_for_another_writes_the_newer_total(
     peer.begin(lambda: host.given)
 
     def slowly(path: Path, owner: PeerId, given: Given) -> None:
-        go.wait(10)
+        go.wait(30)
         written.append(given.trained_tokens)
 
     monkeypatch.setattr(contributions, "save_given", slowly)

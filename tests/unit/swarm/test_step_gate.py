@@ -11,7 +11,7 @@ import pytest
 
 from swarm.own_loops.step_gate import Stance, StepGate
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def in_thread(work: Callable[[], None]) -> Future[None]:

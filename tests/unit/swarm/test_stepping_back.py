@@ -55,7 +55,7 @@ class Parts:
 
     async def see(self, what: str) -> None:
         """Wait until something was done that was not seen before."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await self.events.get() != what:
                 pass
 
@@ -102,7 +102,7 @@ async def parts() -> Parts:
 async def test_a_host_says_so_first_and_returns_when_it_has_caught_up(parts: Parts) -> None:
     built = parts.build()
     withdrawal = Withdrawal(built)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await withdrawal.step_back("hand", Patience())
         assert parts.did == ["announced hand", "rounds without it", "ended texts"]
         assert "paused" in built.train.why
@@ -116,7 +116,7 @@ async def test_a_host_says_so_first_and_returns_when_it_has_caught_up(parts: Par
 async def test_new_work_is_taken_until_those_who_send_it_must_know(parts: Parts) -> None:
     parts.busy, built = True, parts.build()
     task = asyncio.create_task(Withdrawal(built).step_back("hand", Patience(linger=3600)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await parts.see("rounds without it")
         assert not built.train.why
         parts.busy = False
@@ -129,7 +129,7 @@ async def test_new_work_is_taken_until_those_who_send_it_must_know(parts: Parts)
 async def test_a_trainer_that_asks_nothing_for_a_while_still_needs_the_time_to_read_of_it(parts: Parts) -> None:
     parts.trainers, built = True, parts.build()
     task = asyncio.create_task(Withdrawal(built).step_back("hand", Patience(notice=3600)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await parts.see("rounds without it")
         assert not (await asyncio.wait([task], timeout=0.2))[0]
         assert not built.train.why
@@ -142,7 +142,7 @@ async def test_a_trainer_that_asks_nothing_for_a_while_still_needs_the_time_to_r
 
 async def test_microbatches_of_others_are_waited_for_but_not_ones_own(parts: Parts) -> None:
     parts.open_piece(ME)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await Withdrawal(parts.build()).step_back("hand", Patience(finish=3600))
         piece = parts.open_piece(ANN)
         task = asyncio.create_task(Withdrawal(parts.build()).step_back("hand", Patience(finish=3600)))
@@ -162,7 +162,7 @@ async def test_an_answer_a_step_and_a_text_are_waited_for(parts: Parts) -> None:
         assert not (await asyncio.wait([task], timeout=0.2))[0]
         return task
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         built.train.answering = 1
         task = await waits()
         built.train.answering = 0
@@ -180,7 +180,7 @@ async def test_an_answer_a_step_and_a_text_are_waited_for(parts: Parts) -> None:
 async def test_nothing_is_waited_for_without_end(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
     parts.busy, parts.sessions = True, 2
     parts.open_piece(ANN)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await parts.in_round.acquire()  # a round that does not end
         await Withdrawal(parts.build()).step_back("hours", SHORT)
     assert parts.did == ["announced hours", "rounds without it", "ended texts"]
@@ -192,7 +192,7 @@ async def test_nothing_is_waited_for_without_end(parts: Parts, caplog: pytest.Lo
 async def test_the_round_that_is_under_way_ends_first(parts: Parts) -> None:
     await parts.in_round.acquire()
     task = asyncio.create_task(Withdrawal(parts.build()).step_back("hand", Patience()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert not (await asyncio.wait([task], timeout=0.2))[0]
         assert parts.did == ["announced hand"]
         parts.in_round.release()
@@ -203,7 +203,7 @@ async def test_the_round_that_is_under_way_ends_first(parts: Parts) -> None:
 async def test_who_leaves_waits_for_no_text_and_does_not_come_back(parts: Parts) -> None:
     parts.sessions, built = 1, parts.build()
     withdrawal = Withdrawal(built)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await withdrawal.leave()
         assert parts.did == ["announced leaving", "rounds without it"]
         await withdrawal.come_back()
@@ -239,7 +239,7 @@ async def test_who_cannot_say_that_it_leaves_goes_all_the_same(
     parts.error = None
     parts.open_piece(ANN)
     monkeypatch.setattr(pausing, "LEAVE_SECONDS", 0.2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await Withdrawal(parts.build()).leave()
     assert "left after 0 s, with work in flight" in caplog.text
 
@@ -282,7 +282,7 @@ async def test_a_pauser_follows_word_and_clock(parts: Parts, tmp_path: Path, mon
     assert (pauser.why, pauser.words(), parts.did) == ("", "", [])
     assert is_hosting(tmp_path)
     task = asyncio.create_task(pauser.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         say_pause(tmp_path)
         await parts.see("ended texts")
         assert parts.away == "hand"
@@ -301,7 +301,7 @@ async def test_a_pauser_follows_word_and_clock(parts: Parts, tmp_path: Path, mon
 async def test_a_host_that_is_paused_when_it_starts_is_never_announced(parts: Parts, tmp_path: Path) -> None:
     say_pause(tmp_path)
     pauser = Pauser(Withdrawal(parts.build()), Switch(file=PauseFile(tmp_path)), tmp_path)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await pauser.begin()
     pauser.close()
     assert parts.did[0] == "announced hand"

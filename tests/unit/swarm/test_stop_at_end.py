@@ -28,12 +28,12 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def closed(writer: int) -> None:
     os.close(writer)
-    threading.Event().wait(10)
+    threading.Event().wait(30)
 
 
 def unreadable(stream: int) -> None:
     stop_at_end_of(stream)
-    threading.Event().wait(10)
+    threading.Event().wait(30)
 
 
 def test_the_end_of_the_pipe_is_as_good_as_a_signal(pipe: tuple[int, int]) -> None:
