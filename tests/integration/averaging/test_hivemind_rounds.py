@@ -23,6 +23,7 @@ from averaging.averager import RoundOutcome
 from averaging.config import AveragingConfig
 from averaging.errors import RoundFailed
 from averaging.hivemind_exchange import HivemindExchange
+from averaging.hivemind_lost import LostPeer
 from averaging.hivemind_servicer import AveragingServicer
 from averaging.part_message import PartMessage
 from blocks.spans import Span, UnitId, unit_of
@@ -244,13 +245,17 @@ async def test_a_stranger_and_a_second_stream_are_sent_away_and_the_round_goes_o
         put = runners.put
         runners.put = lambda key, runner: (put(key, runner), seen.done() or seen.set_result(key))
 
-        async def intrude() -> list[int]:
+        async def intrude() -> int:
             request = PartMessage(99, group_id=await seen)
-            return [answer.code async for answer in await stub.rpc_aggregate_part(as_aiter(request))]
+            answers = await stub.rpc_aggregate_part(as_aiter(request))
+            try:
+                return (await anext(answers)).code
+            finally:
+                await answers.aclose()  # who is sent away would else be read on from for `stall_seconds`
 
         async with asyncio.timeout(60):
-            outcomes, answers = await asyncio.gather(play(peers[:2], 1), intrude())
-        assert answers == [averaging_pb2.PROTOCOL_VIOLATION]
+            outcomes, answer = await asyncio.gather(play(peers[:2], 1), intrude())
+        assert answer == averaging_pb2.PROTOCOL_VIOLATION
         assert not any(outcome.kept for outcome in outcomes)
         assert_equals_the_mean(peers[:2], outcomes, unit_of("default", 3))
 
@@ -265,6 +270,8 @@ class Confused(HivemindExchange):
             async for _ in stream:
                 pass
             yield PartMessage(99, culprit=b"\xff" * 64)
+            # It has thrown away what it would sum, and would wait for that until the round's deadline.
+            runner.tensor_part_reducer.fail(LostPeer(runner.peer_id, "is confused"))
 
         runner._answers = answers
         return runner
