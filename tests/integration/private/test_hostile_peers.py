@@ -162,16 +162,17 @@ async def test_who_is_revoked_while_connected_loses_its_streams_and_everything_e
 
 
 async def test_a_membership_that_runs_out_while_connected_ends_its_streams(
-    start: Start, owner: Owner, peer_of: PeerOf
+    start: Start, owner: Owner, peer_of: PeerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann = await start("ann")
     at_ann = await watched(ann)
     now = int(time.time())
-    blob = owner.sign(peer_of("bob"), not_before=now - 60, expires_at=now + 4)
+    blob = owner.sign(peer_of("bob"), not_before=now - 60, expires_at=now + 1800)  # ann's own is for an hour
     bob = await start("bob", ann, members=owner.members(blob))
     stream = await bob.open_stream(ann.peer_id, "decode")
     async with asyncio.timeout(40):
         await at_ann.met.wait()
+        monkeypatch.setattr(ann.gate, "_clock", lambda: time.time() + 1900)
         assert await stream.reader.read() == b""
     outcomes = await try_everything(bob, ann)
     assert {name for name, why in outcomes.items() if "its membership expired" not in why} == set()
