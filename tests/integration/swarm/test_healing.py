@@ -33,6 +33,10 @@ def volunteer(swarm: SmallSwarm, name: str, span: Span | None = None) -> Peer:
     return peer
 
 
+def looks_for_a_place(peer: Peer) -> bool:
+    return "placement" in {task.get_name() for task in peer.node._tasks}
+
+
 def held(peer: Peer) -> Span | None:
     return None if peer.node.hosting is None else peer.node.hosting.host.span
 
@@ -62,12 +66,11 @@ def test_the_last_holder_of_blocks_is_replaced_by_one_that_moves_and_training_go
     until(lambda: all(host_of(peer).round >= 2 for peer in others), "round 2")
 
 
-def test_a_host_whose_blocks_were_chosen_by_hand_stays(make_swarm: MakeSwarm) -> None:
+def test_a_host_whose_blocks_were_chosen_by_hand_looks_for_no_others(make_swarm: MakeSwarm) -> None:
     swarm = make_swarm(SETTINGS)
-    ann, _ = volunteer(swarm, "ann", FRONT), volunteer(swarm, "bob", BACK)
-    swarm.kill("bob")
-    threading.Event().wait(10.0)
-    assert held(ann) == FRONT
+    ann, bob = volunteer(swarm, "ann", FRONT), volunteer(swarm, "bob")
+    assert held(bob) == BACK
+    assert [looks_for_a_place(peer) for peer in (ann, bob)] == [False, True]
 
 
 def test_training_goes_on_while_a_host_moves_to_blocks_that_need_it_more(make_swarm: MakeSwarm) -> None:
