@@ -19,7 +19,7 @@ from swarm.model import Sampling
 from swarm.peer import Peer
 from tests.errors_page import met
 from tests.integration.swarm.conftest import MakeSwarm
-from tests.integration.swarm.small_swarm import BACK, FRONT, NUM_BLOCKS, host_of, random_samples
+from tests.integration.swarm.small_swarm import BACK, FRONT, NUM_BLOCKS, host_of, random_samples, until
 
 
 def one_line(error: BaseException) -> str:
@@ -52,6 +52,7 @@ def test_blocks_that_nobody_holds_are_named_and_the_peers_live_on(make_swarm: Ma
         impatient.export(tmp_path / "adapter")
     met("no holder and no keeper", exported.value)
     swarm.hosts(back=BACK)
+    until(lambda: len(impatient.status().hosts) == 2, "the second half is told")
     assert len(impatient.train(data, steps=1).losses) == 1
     assert impatient.model().generate("w3 w4", Sampling(max_new_tokens=2))
 
@@ -83,11 +84,12 @@ def test_blocks_out_of_range_are_refused_and_the_peer_may_hold_others(make_swarm
 
 
 def test_a_join_string_of_another_run_is_refused(make_swarm: MakeSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm.node._FIND_RUN_SECONDS", 1.0)
     swarm, another = make_swarm(), make_swarm()
     first = swarm.enter("first")
     mixed = replace(first.join, run_id=target_run_id(RunDirectory(path=another.run, join=None)))
-    with pytest.raises(BadJoinString, match="do not know run") as refused:
-        Peer.enter(mixed, another.config("lost"))
+    with monkeypatch.context() as patch:
+        patch.setattr("swarm.node._FIND_RUN_SECONDS", 1.0)
+        with pytest.raises(BadJoinString, match="do not know run") as refused:
+            Peer.enter(mixed, another.config("lost"))
     assert mixed.run_id in one_line(refused.value)
     assert Peer.enter(first.join, swarm.config("second")).close() is None

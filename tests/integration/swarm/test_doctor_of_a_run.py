@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from peers import dialling_back
 from swarm import doctor
 from swarm.cli.main import main
 from tests.integration.swarm.conftest import MakeSwarm
@@ -21,6 +22,7 @@ def test_a_host_of_a_private_run_dials_this_machine_and_not_again_at_once(
         monkeypatch.setenv(name, str(tmp_path / name))
     finding = doctor.Finding(check="multicast", verdict=doctor.Verdict.OK, words="")
     monkeypatch.setattr(doctor, "check_multicast", lambda host: finding)
+    monkeypatch.setattr(dialling_back, "AGAIN_SECONDS", 3600.0)  # the second command may be slow to come
     swarm = make_swarm({"security": {"private": True}})
     host = swarm.host("host", FRONT)
 

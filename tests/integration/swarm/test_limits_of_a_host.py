@@ -11,7 +11,7 @@ from blocks.training.open_work import TrainingLimits
 from swarm.errors import BadConfig
 from swarm.hosts.hours import parse_hours
 from swarm.hosts.loading import HostingConfig
-from swarm.hosts.memory import taken_bytes
+from swarm.hosts.memory_now import taken_bytes
 from swarm.reports.status import title
 from tests.integration.swarm.conftest import MakeSwarm
 from tests.integration.swarm.small_swarm import BACK, CACHE_BYTES, FRONT, SmallSwarm, host_of, until
@@ -19,20 +19,27 @@ from tests.integration.swarm.small_swarm import BACK, CACHE_BYTES, FRONT, SmallS
 MB = 10**6
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes that this process takes, once and for all: other tests' threads take and give back while one runs."""
+    found = taken_bytes()
+    monkeypatch.setattr("swarm.hosts.holding.taken_bytes", lambda: found)
+    return found
+
+
 def hosting(swarm: SmallSwarm, **limits: object) -> HostingConfig:
     config = HostingConfig(cache_dir=swarm.cache_dir, num_threads=1, cache_bytes=CACHE_BYTES)
     return replace(config, **limits)  # type: ignore[arg-type]
 
 
-def test_memory_bounds_weights_caches_and_work_and_too_little_is_refused(make_swarm: MakeSwarm) -> None:
+def test_memory_bounds_weights_caches_and_work_and_too_little_is_refused(make_swarm: MakeSwarm, taken: int) -> None:
     swarm = make_swarm()
     peer = swarm.enter("ann")
     with pytest.raises(BadConfig, match=r"--max-memory 100 MB leaves no room for one block: it needs .* give at least"):
         peer.hold(None, hosting(swarm, max_memory_bytes=100 * MB))
     with pytest.raises(BadConfig, match="leaves no room for one block"):
         peer.hold(FRONT, hosting(swarm, max_memory_bytes=100 * MB))
-    allowed = taken_bytes() + 200 * MB
-    peer.hold(FRONT, hosting(swarm, max_memory_bytes=allowed))
+    peer.hold(FRONT, hosting(swarm, max_memory_bytes=taken + 200 * MB))
     host = host_of(peer)
     assert 0 < host.caches.budget_bytes < CACHE_BYTES
     assert host.config.limits.held_bytes < TrainingLimits().held_bytes
@@ -73,11 +80,11 @@ def test_outside_its_hours_a_host_is_paused_from_the_start_and_begins_when_they_
 
 
 def test_a_host_that_moves_has_the_memory_of_what_it_held_for_what_it_takes(
-    make_swarm: MakeSwarm, monkeypatch: pytest.MonkeyPatch
+    make_swarm: MakeSwarm, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     swarm = make_swarm()
     peer = swarm.enter("ann")
-    allowed = taken_bytes() + 200 * MB
+    allowed = taken + 200 * MB
     peer.hold(FRONT, hosting(swarm, max_memory_bytes=allowed))
     monkeypatch.setattr("swarm.hosts.holding.taken_bytes", lambda: allowed)  # as if the span were still there
     holding = peer.node._holding
