@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 from parts.chaos_swarm import SPANS, ChaosSwarm, run_in
@@ -62,8 +63,8 @@ def test_nonsense_on_the_port_and_on_the_streams_costs_a_host_nothing(swarm: Cha
                 run_in(mallory, send_nonsense(mallory, swarm.ids[name], kind, data, greet=dice.random() < 0.5))
         *_, ip, _, port, _, _ = swarm.hosts[name].join.peers[0].split("/")
         for data in nonsense(dice):
-            with socket.create_connection((ip, int(port)), timeout=10) as raw:
-                raw.sendall(data)
+            with socket.create_connection((ip, int(port)), timeout=60) as raw, suppress(ConnectionError):
+                raw.sendall(data)  # the host may have had enough before all was sent
     swarm.leave("mallory")
     story = swarm.train(swarm.enter("trainer"), 4)
     assert len(story.losses) == 4

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def setup() -> Iterator[ModuleType]:
-    """Its parts are importable as they are for the script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        from parts import learning_setup
-
-        yield learning_setup
-    for name in [name for name in sys.modules if name.split(".")[0] == "parts"]:
-        del sys.modules[name]
+from parts import learning_setup
+from parts.learning_model import SmallModel
+from parts.learning_runs import Course
+from parts.learning_texts import Rows, as_bytes, cut, kinds, split
+from parts.report import Bench
 
 
 @pytest.fixture(scope="module")
-def found(setup: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The whole table, of runs of eight steps."""
-    from parts.learning_model import SmallModel
-    from parts.learning_runs import Course
-    from parts.report import Bench
-
-    size = setup.Size(
+    size = learning_setup.Size(
         model=SmallModel(hidden=32, layers=1, steps=4),
         course=Course(steps=8, rows=1),
         tokens=16,
@@ -44,7 +27,7 @@ def found(setup: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         short=4,
         long=8,
     )
-    return setup.measure_small(Bench(directory=tmp_path_factory.mktemp("learning"), quick=True), size)[1]
+    return learning_setup.measure_small(Bench(directory=tmp_path_factory.mktemp("learning"), quick=True), size)[1]
 
 
 def test_every_rule_has_a_row_and_its_bytes(found: dict[str, object]) -> None:
@@ -72,9 +55,7 @@ def test_rules_that_only_carry_a_mean_of_equals_learn_as_it_does(found: dict[str
         assert rows[name]["held_out_loss"] == pytest.approx(rows["mean"]["held_out_loss"], rel=1e-3)
 
 
-def test_all_text_is_disjoint_and_repeatable(setup: ModuleType) -> None:
-    from parts.learning_texts import Rows, as_bytes, cut, kinds, split
-
+def test_all_text_is_disjoint_and_repeatable() -> None:
     for documents in kinds().values():
         parts = split(documents)
         assert all(len(text) > 10_000 for text in parts.values())

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import rounds
+from parts.report import Bench
 
-BENCHMARKS = Path(__file__).parents[3] / "examples" / "benchmarks"
 PARAMETERS = 20_000
-Measure = Callable[..., dict[str, object]]
 
 
-@pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script as a module; its parts are importable as they are for the script, by child processes too."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import rounds
-
-    yield rounds
-    for name in [name for name in sys.modules if name == "rounds" or name.split(".")[0] == "parts"]:
-        del sys.modules[name]
-
-
-def bench(tmp_path: Path) -> object:
-    from parts.report import Bench
-
+def bench(tmp_path: Path) -> Bench:
     return Bench(directory=tmp_path, quick=True)
 
 
-def test_rounds_are_measured_against_gloo(rounds: ModuleType, tmp_path: Path) -> None:
+def test_rounds_are_measured_against_gloo(tmp_path: Path) -> None:
     found = rounds.measure_four(bench(tmp_path), PARAMETERS, 2)
     assert found.keys() == {
         *("round_2_seconds", "round_2_full", "round_2_rounds", "phases_2", "bytes_sent_per_peer", "bytes_8bit_ratio"),
@@ -45,13 +28,13 @@ def test_rounds_are_measured_against_gloo(rounds: ModuleType, tmp_path: Path) ->
     assert json.loads(json.dumps(found)) == found
 
 
-def test_full_groups_are_counted(rounds: ModuleType, tmp_path: Path) -> None:
+def test_full_groups_are_counted(tmp_path: Path) -> None:
     found = rounds.measure_eight(bench(tmp_path), PARAMETERS, 2, 2)
     assert found.keys() == {"round_2_seconds", "phases_2", "round_2_slowest_seconds", "full_groups_of_2"}
     assert found["full_groups_of_2"] == 2
 
 
-def test_a_killed_peer_costs_a_round_and_the_next_one_is_measured(rounds: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_peer_costs_a_round_and_the_next_one_is_measured(tmp_path: Path) -> None:
     # Large enough that the all-reduce is not over when the kill comes.
     found = rounds.measure_recovery(bench(tmp_path), 2_000_000, 1)
     assert found.keys() == {"recovery_seconds", "recovery_failed_round_seconds"}
