@@ -53,6 +53,9 @@ def command(**given: Unpack[_Given]) -> None:
             left=given["left"],
             best=given["best"],
         )
+        from swarm.quick_start import import_client
+
+        import_client()
         from swarm.commands import run_export
 
         run_export(options, shown)

@@ -73,6 +73,9 @@ _INVITE = "   (what `swarm id` prints on the other machine)"
 
 def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
     """Make the run in `directory`; returns what to tell the person."""
+    from blocks.lean import import_models
+
+    import_models()
     from swarm.new_run import create_run
     from swarm.run_model import model_settings
 

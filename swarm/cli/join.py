@@ -128,12 +128,12 @@ def command(**given: Unpack[_Given]) -> None:
             track=given["track"],
             hours=None if given["hours"] is None else parse_hours(given["hours"]),
         )
-        from swarm.quick_start import begin
+        from swarm.quick_start import hosting
 
-        begin()
-        from swarm.commands import run_join
+        with hosting():
+            from swarm.commands import run_join
 
-        run_join(options, shown)
+            run_join(options, shown)
 
 
 def _blocks(text: str) -> Span | None:

@@ -115,6 +115,9 @@ def command(**given: Unpack[_Given]) -> None:
             wait_seconds=given["wait"],
             wire=wire_format(given["wire"]),
         )
+        from swarm.quick_start import import_client
+
+        import_client()
         from swarm.commands import run_serve
 
         run_serve(options, shown)

@@ -130,6 +130,9 @@ def command(**given: Unpack[_Given]) -> None:
             wire=wire_format(given["wire"]),
             track=given["track"],
         )
+        from swarm.quick_start import import_client
+
+        import_client()
         from swarm.commands import run_train
 
         run_train(options, shown)

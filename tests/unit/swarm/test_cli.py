@@ -1,5 +1,6 @@
 """The command line parses into options, answers --help at once, and prints errors in one line."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -294,6 +295,13 @@ def test_a_bug_beside_an_expected_error_is_not_hidden() -> None:
 def test_one_expected_error_alone_is_one_line() -> None:
     with pytest.raises(click.ClickException, match="no such model"), plain_errors():
         raise UnknownModel("no such model")
+
+
+def test_a_command_that_hosts_and_fails_leaves_garbage_to_be_collected(commands: Commands) -> None:
+    commands.error = UnknownModel("no such model")
+    assert gc.isenabled()
+    assert call("join", TEXT).exit_code == 1
+    assert gc.isenabled(), "whoever called it, as a test does, would grow from now on"
 
 
 def test_ctrl_c_says_what_was_done(commands: Commands) -> None:
