@@ -15,7 +15,9 @@ from peers.records import ProgressRecord
 from peers.routes.health import Health
 from peers.routes.router import LiveRouter
 from peers.streams.pool import Pool
+from swarm.units import company as company_module
 from swarm.units.company import Company, Surroundings
+from tests.logged import logged_by
 
 ME, BOB, CAT = PeerId("me"), PeerId("bob"), PeerId("cat")
 
@@ -69,7 +71,7 @@ def test_who_fails_three_rounds_in_a_row_is_out_so_that_the_others_go_on(
         for number in (1, 2):
             company.judge(outcome(number, missing=frozenset({BOB})))
         assert left(company) == [BOB, CAT]
-        assert not caplog.text
+        assert not logged_by(company_module, caplog)
         company.judge(outcome(3, missing=frozenset({BOB})))
     assert left(company) == [CAT]
     assert "round 3: peer bob is banned for 60 s: several rounds in a row failed because of it" in caplog.text

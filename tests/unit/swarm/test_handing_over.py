@@ -22,7 +22,9 @@ from peers.streams.traffic import Traffic
 from peers.units.client import Fetching, fetch_unit, hand_over, offer_of, offer_units
 from peers.units.keeping import keepers_of
 from swarm.units import files as unit_files
+from swarm.units import safekeeping
 from tests.fakes_network import fake_swarm
+from tests.logged import logged_by
 from tests.unit.swarm.kept_hosts import HELLO, KeptSwarm, trained, unit
 
 FRONT, BACK = Span(0, 2), Span(2, 4)
@@ -225,7 +227,7 @@ async def test_what_was_kept_beyond_a_lowered_limit_goes_oldest_first_and_never_
     ann = await swarm.add("ann", BACK, oldest, newer)
     swarm.safe["zoe"].keep_to_limit()
     assert swarm.kept("zoe").keys() == {1, 3}, "the oldest of those that others have is enough"
-    (line,) = [each.getMessage() for each in caplog.records]
+    (line,) = logged_by(safekeeping, caplog)
     assert "1 that others have were dropped" in line
     zoe.kept._most_bytes = 10
     ann.units[unit(3)] = replace(newer, digest=bytes(32))
@@ -234,9 +236,9 @@ async def test_what_was_kept_beyond_a_lowered_limit_goes_oldest_first_and_never_
     ann.units[unit(3)] = newer
     swarm.safe["zoe"].keep_to_limit()
     assert swarm.kept("zoe").keys() == {1}
-    said = len(caplog.records)
+    said = len(logged_by(safekeeping, caplog))
     swarm.safe["zoe"].keep_to_limit()
-    assert len(caplog.records) == said, "it is said once"
+    assert len(logged_by(safekeeping, caplog)) == said, "it is said once"
 
 
 async def test_of_two_keepers_beyond_their_limit_only_one_lets_go(swarm: KeptSwarm) -> None:

@@ -56,6 +56,8 @@ def test_closing_cancels_what_runs_and_refuses_more() -> None:
 def test_tasks_that_a_search_of_the_directory_leaves_behind_are_no_news(
     others: bool, told: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()  # what other tests left behind is news of theirs
+    caplog.clear()
     loop = LoopThread()
 
     async def forever() -> None:

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import BadConfig
+from swarm.reports import metrics
 from swarm.reports.metrics import NAME, OLD_NAME, Entry, MetricsLog, read_metrics
 from swarm.reports.trackers import make_tracker
+from tests.logged import logged_by
 
 
 def clocked(directory: Path, most_bytes: int = 1 << 20) -> MetricsLog:
@@ -62,7 +64,7 @@ def test_a_full_disk_is_told_of_once_and_training_goes_on(tmp_path: Path, caplog
     log = clocked(tmp_path)
     for _ in range(3):
         log.note("step", {"step": 1})
-    assert [record.message.count("metrics are not written") for record in caplog.records] == [1]
+    assert [line.count("metrics are not written") for line in logged_by(metrics, caplog)] == [1]
 
 
 @given(line=st.one_of(st.binary(max_size=200), st.recursive(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from swarm.errors import BadConfig
+from swarm.hosts import pause_file
 from swarm.hosts.pause_file import PAUSE_NAME, PauseFile, is_hosting, mark_hosting, say_pause, say_resume
+from tests.logged import logged_by
 
 
 def test_a_word_is_read_until_it_is_taken_back(tmp_path: Path) -> None:
@@ -45,7 +47,7 @@ def test_hostile_content_is_ignored_with_one_warning(
     (tmp_path / PAUSE_NAME).write_bytes(content)
     read = PauseFile(tmp_path)
     assert not any(read.is_paused() for _ in range(3))
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = logged_by(pause_file, caplog)
     assert words in said
     assert "swarm resume" in said
     say_pause(tmp_path)
@@ -70,7 +72,7 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(
     path.unlink()
     path.mkdir()
     assert not read.is_paused()
-    assert len(caplog.records) == 3
+    assert len(logged_by(pause_file, caplog)) == 3
 
 
 def test_words_that_cannot_be_left_are_one_line(tmp_path: Path) -> None:
