@@ -6,11 +6,13 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from blocks.decoding import batched
 from blocks.decoding.batched import BatchedDecoder
 from blocks.decoding.batching import BatchLimits
 from blocks.decoding.cache import SessionCaches
@@ -193,9 +195,25 @@ async def test_inputs_of_any_shape_are_refused(decoder: BatchedDecoder, shape: t
 
 
 async def test_clients_that_answer_at_once_stay_in_step(
-    thread: ComputeThread, caches: SessionCaches, llama_span: SpanModel
+    thread: ComputeThread, caches: SessionCaches, llama_span: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without waiting for each other for a moment, each would have passes of its own."""
+    """Without waiting for each other for a moment, the first of them would have passes of its own."""
+    chosen, really_choose, really_submit = threading.Event(), batched.choose, thread.submit
+
+    def choose(*given: Any) -> Any:
+        picks = really_choose(*given)
+        chosen.set()
+        return picks
+
+    def submit(*given: Any) -> Any:
+        """Begins at once, so that nobody gets into a pass by coming while the thread wakes up."""
+        chosen.clear()
+        future = really_submit(*given)
+        assert chosen.wait(SOON)
+        return future
+
+    monkeypatch.setattr(batched, "choose", choose)
+    monkeypatch.setattr(thread, "submit", submit)
     here, ends = threading.current_thread(), itertools.cycle((0.0, 1.0))
 
     def clock() -> float:
