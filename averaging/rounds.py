@@ -124,6 +124,19 @@ def is_plausible(number: int, weight: float, newest: int, config: AveragingConfi
     return near and 0 <= weight <= MAX_GROUP_PEERS * config.max_weight
 
 
+def plausible_samples(number: int, own: tuple[int, int], others: Sequence[int], config: AveragingConfig) -> int:
+    """The most samples from which a unit can have learnt in all when it is of round `number`.
+
+    `own` is the round and the samples of what this peer has already, `others` the samples that the others' records
+    tell. Each round since may have counted as if every member of a full group had brought a whole round's samples, and
+    so may what came after the last. What at least half of the others have seen is believed whatever it is.
+    """
+    own_round, own_samples = own
+    a_round = MAX_GROUP_PEERS * config.round_samples
+    common = sorted(others)[(len(others) - 1) // 2] if len(others) > 1 else 0
+    return max(own_samples + (max(0, number - own_round) + 1) * a_round, common + a_round)
+
+
 def has_quorum(present: int, live: int) -> bool:
     """Whether enough of a unit's live holders took part that no other group can have averaged it as well."""
     return 2 * present > live

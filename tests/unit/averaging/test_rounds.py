@@ -261,6 +261,23 @@ def test_one_claim_of_a_far_round_is_not_believed_and_most_peers_are():
     assert rounds.plausible_round(7, [7, far, far + 5], CONFIG) == far
 
 
+def test_samples_are_believed_as_far_as_rounds_can_have_counted_them_or_most_others_have_seen_them():
+    a_round = 64 * CONFIG.round_samples
+    for number, own, others, most in [
+        (0, (0, 0), [], a_round),
+        (4, (0, 0), [], 5 * a_round),
+        (4, (3, 70), [], 70 + 2 * a_round),
+        (4, (4, 70), [], 70 + a_round),
+        (3, (4, 70), [], 70 + a_round),  # an older one than ours
+        (4, (3, 70), [2**53], 70 + 2 * a_round),  # one alone is not most
+        (4, (3, 70), [2**53, 80], 70 + 2 * a_round),
+        (4, (3, 70), [9 * a_round, 2**53, 8 * a_round], 10 * a_round),
+        (4, (3, 70), [9 * a_round, 9 * a_round, 0, 0], 70 + 2 * a_round),
+        (4, (3, 70), [9 * a_round, 9 * a_round, 9 * a_round, 0], 10 * a_round),
+    ]:
+        assert rounds.plausible_samples(number, own, others, CONFIG) == most
+
+
 def test_two_groups_cannot_both_have_a_quorum_of_one_units_holders():
     for live in range(1, 9):
         for present in range(live + 1):
