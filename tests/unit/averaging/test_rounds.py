@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -165,6 +166,40 @@ def test_waiting_ends_when_all_have_voted_or_one_says_no():
     assert not rounds.is_decided(CLASS, {PeerId("a"): vote()})
     assert rounds.is_decided(CLASS, {PeerId("a"): vote(), PeerId("b"): vote()})
     assert rounds.is_decided(CLASS, {PeerId("b"): vote(complete=False)})
+
+
+VOTES = {"-": None, "x": vote(), "y": vote(digest=b"y"), "n": vote(complete=False), "o": vote(class_id=b"other")}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_who_spoils_a_class_is_the_only_one_without_whom_it_would_apply(size):
+    holders = "abcde"[:size]
+    for said in itertools.product(VOTES, repeat=size):
+        votes = {PeerId(name): VOTES[one] for name, one in zip(holders, said, strict=True) if VOTES[one] is not None}
+        named = rounds.spoiler(class_of(holders), votes)
+        if isinstance(rounds.decide(class_of(holders), votes, PeerId("a")), rounds.Applied) or size < 3:
+            assert named is None
+            continue
+        without = [
+            peer
+            for peer in holders
+            if isinstance(rounds.decide(class_of(holders.replace(peer, "")), votes, PeerId("z")), rounds.Applied)
+        ]
+        assert without in ([], [named]), "never two of them"
+        assert (named is None) == (without == [])
+
+
+def test_one_no_alone_is_waited_on_for_a_moment_to_see_whether_there_are_more():
+    all_of = {PeerId(name): vote() for name in "abc"}
+    no = {PeerId("a"): vote(complete=False)}
+    assert not rounds.is_judged(class_of("abc"), {})
+    assert not rounds.is_judged(class_of("abc"), {PeerId("a"): vote(), PeerId("b"): vote()})
+    assert rounds.is_judged(class_of("abc"), all_of)
+    assert not rounds.is_judged(class_of("abc"), no)
+    assert not rounds.is_judged(class_of("abc"), {**no, PeerId("b"): vote()})
+    assert rounds.is_judged(class_of("abc"), {**all_of, **no})
+    assert rounds.is_judged(class_of("abc"), {**no, PeerId("b"): vote(complete=False)}), "it is not the only one"
+    assert rounds.is_judged(CLASS, no), "of two neither can be judged"
 
 
 def test_a_round_is_proposed_when_enough_samples_are_in_and_not_twice():
