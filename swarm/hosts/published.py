@@ -37,6 +37,7 @@ LOOK_SECONDS = 3.0
 _FETCH_SECONDS = 60.0
 _AGAIN_SECONDS = 15.0  # after whoever says to have an adapter did not give it, or this host could not take it
 _SPARES_AT_ONCE = 8
+_MOST_ASKED = 16  # peers at one try, each of which may take its time to give nothing
 _FP32_BYTES = 4
 Shapes = Mapping[UnitId, Mapping[str, tuple[int, ...]]]
 
@@ -84,6 +85,7 @@ class PublishedAdapters:
         self._tidied: frozenset[bytes] | None = None
         self._said: set[tuple[bytes, str]] = set()
         self._again_at: dict[bytes, float] = {}
+        self._here: dict[bytes, set[int]] = {}  # blocks of which there is a file
 
     def marks(self) -> tuple[bytes, ...]:
         """What this host's record says that it serves."""
@@ -94,6 +96,7 @@ class PublishedAdapters:
         """Serve what is left on disk of the adapters on the newest list there."""
         self._listed = (await self._parts.watch.read()).adapters
         for adapter in self._listed:
+            self._here[adapter.content] = set(await asyncio.to_thread(self._parts.files.here, adapter.content))
             await self._take(adapter, [])
 
     async def run(self) -> None:
@@ -115,6 +118,7 @@ class PublishedAdapters:
         if wanted != self._tidied:
             await asyncio.to_thread(self._parts.files.keep_only, wanted)
             self._tidied = wanted
+            self._here = {content: blocks for content, blocks in self._here.items() if content in wanted}
         self._again_at = {content: at for content, at in self._again_at.items() if content in wanted}
         for adapter in self._listed:
             if self._again_at.get(adapter.content, 0.0) > self._clock():
@@ -148,11 +152,9 @@ class PublishedAdapters:
 
     async def _keep_spares(self, adapter: Published, records: Sequence[PeerRecord]) -> None:
         """Have units of blocks that this host does not hold, a few at a time, as far as there is room on disk."""
-        here = [await asyncio.to_thread(self._parts.files.here, each.content) for each in self._listed]
-        used = sum(self._sizes[block] for blocks in here for block in blocks if block not in self._own)
-        here_of_it = here[self._listed.index(adapter)]
-        lacking = [block for block in self._sizes if block not in here_of_it and block not in self._own]
-        some = lacking[:_SPARES_AT_ONCE]
+        own = set(self._own)
+        used = sum(self._sizes[block] for blocks in self._here.values() for block in blocks - own)
+        some = sorted(self._sizes.keys() - own - self._here.get(adapter.content, set()))[:_SPARES_AT_ONCE]
         if not some or used + sum(self._sizes[block] for block in some) > self._parts.spare_bytes:
             return
         try:
@@ -173,6 +175,7 @@ class PublishedAdapters:
         listed = await asyncio.to_thread(files.listed, content)
         stored = {block: await asyncio.to_thread(files.unit, content, block) for block in blocks}
         units = {block: state for block, state in stored.items() if state is not None}
+        self._here.setdefault(content, set()).update(units)
         missing = [block for block in blocks if block not in units]
         if listed is not None and not missing:
             return listed, units
@@ -185,17 +188,19 @@ class PublishedAdapters:
             blocks=list(self._sizes), digest=unit_digest, check=self._check, seconds=_FETCH_SECONDS
         )
         if listed is None:
-            listed = await fetch_content(self._parts.pool, [each.peer for each in having], adapter, fetching)
+            peers = [each.peer for each in having[:_MOST_ASKED]]
+            listed = await fetch_content(self._parts.pool, peers, adapter, fetching)
             if listed is None:
                 return None
             await asyncio.to_thread(files.save_list, content, listed)
         for block in missing:
             holders = sorted(having, key=lambda each: block not in each.span)  # others may have it on disk
-            peers = [each.peer for each in holders]
+            peers = [each.peer for each in holders[:_MOST_ASKED]]
             state = await fetch_shared(self._parts.pool, peers, shared_unit(content, block), listed, fetching)
             if state is None:
                 return None
             await asyncio.to_thread(files.save_unit, content, block, state)
+            self._here[content].add(block)
             units[block] = state
         del self._again_at[content]
         return listed, units

@@ -99,6 +99,7 @@ async def test_a_host_that_starts_again_serves_from_its_disk_at_once(swarm: Publ
     await swarm.lose("front")
     back_again = await swarm.add("front", FRONT)
     assert back_again.announced[0] == (one.adapter.mark,), "it says so in its first record"
+    await swarm.follow(times=2)
     assert serves(back_again, one.adapter)
 
 
