@@ -28,7 +28,7 @@ from torch import Tensor
 from blocks.load import load_tokenizer
 
 RANK = 8
-RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2), (2e-3, 3e-3)
+RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2), (3e-3,)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMOLLM2_RATE = 1e-3
 TABLE_COLUMNS = 120
@@ -65,7 +65,6 @@ class Size:
             course=Course(steps=100, rows=2),
             long_course=Course(steps=300, rows=2),
             rates=FEW_RATES,
-            long_rates=LONG_RATES[1:],
             seeds=(0,),
             tunes_all=False,
             tuning_rows=12,
