@@ -60,7 +60,8 @@ class RoundOutcome:
 
     `applied` holds the new state of the units that were averaged, equal to the bit on all their holders, and of those
     that nobody else holds; `samples` are those behind each. `kept` are units whose old value stays, with the reason;
-    of `stale` ones another holder has a newer state. When `behind`, nothing applies: the others' newer round must be
+    of `stale` ones another holder has a newer state. `missing` could not finish, and `spoilers` alone kept a class from
+    applying in which all others agreed. When `behind`, nothing applies: the others' newer round must be
     fetched first. `offenders` are those whom most holders of a class accuse. `merging_error` is the relative error of
     the merged products against the mean of the holders' products; None where nothing was merged. `helped` counts
     classes of peers behind NAT that this peer reduced without holding them.
@@ -76,6 +77,7 @@ class RoundOutcome:
     left_out: tuple[LeftOut, ...] = ()
     missing: frozenset[PeerId] = frozenset()
     offenders: frozenset[PeerId] = frozenset()
+    spoilers: frozenset[PeerId] = frozenset()
     merging_error: float | None = None
     seconds: RoundSeconds = field(default_factory=RoundSeconds)
     helped: int = 0
@@ -158,6 +160,11 @@ class Averager:
             stale=plan.stale,
             left_out=plan.left_out,
             missing=_union(entry.missing for entry in reduced.values()),
+            spoilers=frozenset(
+                peer
+                for entry in plan.classes
+                if (peer := rounds.spoiler(entry, votes.get(entry.class_id, {}))) is not None
+            ),
             offenders=_union(rounds.offenders(entry, votes.get(entry.class_id, {})) for entry in plan.classes),
             merging_error=error,
             seconds=replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import msgpack
 from averaging.config import MAX_GROUP_PEERS
 from averaging.errors import BadContribution
 from averaging.exchange import UnitClass, Vote
-from averaging.rounds import is_decided
+from averaging.rounds import is_decided, is_judged
 from averaging.signing import Signer
 from peers.identity import peer_id_of, verify
 from peers.network import PeerId
@@ -19,6 +20,7 @@ from peers.network import PeerId
 MAX_VOTE_BYTES = 2**18
 MAX_PROBE_BYTES = 2**16
 _MAX_CLASSES = 2048
+_JUDGE_SECONDS = 1.0
 _DIGEST_BYTES = 32
 _CONTEXT = b"swarmtune votes 1\0"  # a signature over this can never pass for one over anything else
 
@@ -53,7 +55,7 @@ class Ballot:
         self._votes: dict[bytes, dict[PeerId, Vote]] = {class_id: {} for class_id in self._classes}
         self._members, self._behind_nat = frozenset(members), frozenset(behind_nat)
         self._words: dict[PeerId, Word] = {}
-        self._settled, self._heard = asyncio.Event(), asyncio.Event()
+        self._settled, self._judged, self._heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._look()
 
     def hear(self, word: Word) -> None:
@@ -70,8 +72,13 @@ class Ballot:
         self._heard = asyncio.Event()
 
     async def settled(self) -> None:
-        """Wait until no further vote can change anything. The caller sets the deadline."""
+        """Wait until no further vote can change what becomes of the classes; and where one holder alone has said no, a
+        moment for the others' votes, which say whether it is the only one. The caller sets the deadline.
+        """
         await self._settled.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JUDGE_SECONDS):
+                await self._judged.wait()
 
     def votes(self) -> Mapping[bytes, Mapping[PeerId, Vote]]:
         """What has come so far."""
@@ -97,6 +104,8 @@ class Ballot:
     def _look(self) -> None:
         if all(is_decided(unit_class, self._votes[key]) for key, unit_class in self._classes.items()):
             self._settled.set()
+        if all(is_judged(unit_class, self._votes[key]) for key, unit_class in self._classes.items()):
+            self._judged.set()
 
 
 def word_of(group_id: bytes, votes: Iterable[Vote], signer: Signer) -> Word:

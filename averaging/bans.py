@@ -55,7 +55,8 @@ class Bans:
 
 class Misses:
     """Because of whom classes failed, round after round: such a peer comes to rounds and keeps all others from theirs,
-    as one that nobody can dial though it says so, or whose line is too slow for its part.
+    as one that nobody can dial though it says so, whose line is too slow for its part, or who says no where all others
+    say yes.
     """
 
     def __init__(self) -> None:

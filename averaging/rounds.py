@@ -124,6 +124,19 @@ def is_plausible(number: int, weight: float, newest: int, config: AveragingConfi
     return near and 0 <= weight <= MAX_GROUP_PEERS * config.max_weight
 
 
+def plausible_samples(number: int, own: tuple[int, int], others: Sequence[int], config: AveragingConfig) -> int:
+    """The most samples from which a unit can have learnt in all when it is of round `number`.
+
+    `own` is the round and the samples of what this peer has already, `others` the samples that the others' records
+    tell. Each round since may have counted as if every member of a full group had brought a whole round's samples, and
+    so may what came after the last. What at least half of the others have seen is believed whatever it is.
+    """
+    own_round, own_samples = own
+    a_round = MAX_GROUP_PEERS * config.round_samples
+    common = sorted(others)[(len(others) - 1) // 2] if len(others) > 1 else 0
+    return max(own_samples + (max(0, number - own_round) + 1) * a_round, common + a_round)
+
+
 def has_quorum(present: int, live: int) -> bool:
     """Whether enough of a unit's live holders took part that no other group can have averaged it as well."""
     return 2 * present > live
@@ -154,9 +167,35 @@ def offenders(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> frozenset[
     return dropped | _accused(unit_class, {peer: vote.doubted for peer, vote in votes.items()})
 
 
+def spoiler(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> PeerId | None:
+    """The one holder that keeps a class from applying while all others, two at least, have every part and the same
+    bits: by its no, its silence, or another result. Once that can be a bad line or a death, so `bans.Misses` counts.
+    None where there is no such holder.
+    """
+    holders = unit_class.holders
+    results = {peer: _result(unit_class, votes.get(peer)) for peer in holders}
+    alone = [
+        peer
+        for peer in holders
+        if None not in (rest := {results[other] for other in holders if other != peer}) and len(rest) == 1
+    ]
+    return alone[0] if len(alone) == 1 and len(holders) > 2 else None
+
+
+def _result(unit_class: UnitClass, vote: Vote | None) -> bytes | None:
+    """The digest of a holder's whole result; None where it has none."""
+    return vote.digest if vote is not None and vote.complete and vote.class_id == unit_class.class_id else None
+
+
 def is_decided(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> bool:
     """Whether waiting for more votes cannot change the outcome: all are in, or one says no."""
     return any(not vote.complete for vote in votes.values()) or votes.keys() >= set(unit_class.holders)
+
+
+def is_judged(unit_class: UnitClass, votes: Mapping[PeerId, Vote]) -> bool:
+    """Whether waiting for more votes cannot tell who alone has spoilt the class, either."""
+    says_no = [peer for peer, vote in votes.items() if not vote.complete]
+    return len(unit_class.holders) < 3 or len(says_no) > 1 or votes.keys() >= set(unit_class.holders)
 
 
 def _with_bounded_window(moment: Moment, config: AveragingConfig) -> Moment:

@@ -31,7 +31,7 @@ from blocks.targets import Targets, check_targets, target_names, uses_conv1d
 
 LIVE = "live"
 MAX_RANK = 1024
-MAX_VERSIONS = 16  # snapshots in one model; bounds what callers may make it hold
+MAX_VERSIONS = 32  # snapshots and published adapters in one model; bounds what callers may make it hold
 UnitTensors = Mapping[str, Tensor]
 """One unit's tensors: name inside the block, such as `self_attn.q_proj.lora_A`, sorted; fp32, on the CPU."""
 UnitParameters = Mapping[UnitId, Mapping[str, nn.Parameter]]

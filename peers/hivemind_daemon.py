@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import sys
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
+from peers.child_process import ended, spawn
 from peers.config import NetworkConfig
 from peers.errors import NOT_ADMITTED, NetworkFailed, NotAdmitted
 from peers.network import PeerId
@@ -49,10 +49,8 @@ MAX_HIVEMIND_FRAME_BYTES = 16 * 1024 * 1024
 _IDLE_SECONDS = 10  # for systems without a parent-death signal: p2pd's own timeout after its last client is gone
 _DAEMON_START_SECONDS = 15.0
 _STOP_SECONDS = 3.0
-_TURN_SECONDS = 0.01
 REFUSAL_SECONDS = 2.0  # for a peer that is not let in to take the reason
 _READ_OUT_BYTES = 1 << 16
-_SPAWNING = threading.Lock()  # uvloop refuses to start a process while another loop of this process does
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 os.setsid()  # Ctrl-C in a terminal goes to the whole process group; this peer ends p2pd itself, after its goodbye
@@ -223,7 +221,7 @@ class Daemon(P2P):  # type: ignore[misc]
 
     async def wait_dead(self) -> str:
         """Wait until p2pd ends; returns the last lines that it said."""
-        await self._child.wait()
+        await ended(self._child)
         return " / ".join(self._last_lines)[-400:]
 
     async def serve_raw(self, name: str, handler: StreamCallback, refuse: RefuseCallback | None) -> None:
@@ -285,10 +283,10 @@ class Daemon(P2P):  # type: ignore[misc]
         if self._child is not None:
             try:
                 async with asyncio.timeout(_STOP_SECONDS):
-                    await self._child.wait()
+                    await ended(self._child)
             except TimeoutError:
                 self._child.kill()
-                await self._child.wait()
+                await ended(self._child)
         self._directory.remove()
 
 
@@ -305,27 +303,6 @@ async def _end_client(client: Any) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def spawn(*command: str) -> asyncio.subprocess.Process:
-    """Start a process that says everything on its stdout. Wait, within a deadline of the caller's, for a turn to do so.
-
-    Raises:
-        OSError: there is no such program.
-    """
-    while True:
-        if _SPAWNING.acquire(blocking=False):  # not a blocking wait: whose turn it is may be on this same loop
-            break
-        await asyncio.sleep(_TURN_SECONDS)
-    try:
-        return await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    finally:
-        _SPAWNING.release()
 
 
 def one_line(error: BaseException) -> str:

@@ -48,12 +48,12 @@ from peers.records import (
 
 logger = logging.getLogger(__name__)
 
-_RUN_KIND, _REVOKED_KIND = "run", "revoked"
-_WORDS = {_RUN_KIND: "settings", _REVOKED_KIND: "revocations"}
+_RUN_KIND, _REVOKED_KIND, _PUBLISHED_KIND = "run", "revoked", "published"
+_WORDS = {_RUN_KIND: "settings", _REVOKED_KIND: "revocations", _PUBLISHED_KIND: "adapters"}
 _MAX_SEALED_RUN_BYTES = 2 * MAX_SEALED_BYTES  # a run's 4 kB inside a member's envelope
 _MAX_COPIES = 4
 _KINDS = dict.fromkeys(("peer", "progress", "trainer", "evaluation"), MAX_SEALED_BYTES)
-_KINDS |= dict.fromkeys((_RUN_KIND, _REVOKED_KIND), _MAX_SEALED_RUN_BYTES)
+_KINDS |= dict.fromkeys((_RUN_KIND, _REVOKED_KIND, _PUBLISHED_KIND), _MAX_SEALED_RUN_BYTES)
 
 
 class SealValidator(RecordValidatorBase):  # type: ignore[misc]
@@ -138,6 +138,14 @@ class HivemindDirectory:
     async def find_revoked(self, run: str) -> list[bytes]:
         """All lists that peers have stored, each once, in no order. Anybody may have stored anything."""
         return list(dict.fromkeys(copy for _, copy in await self._copies(_REVOKED_KIND, run)))
+
+    async def store_published(self, run: str, blob: bytes, expires_at: float) -> bool:
+        """Keep the owner's list of published adapters (at most 4 kB) in the directory, as `store_run` the settings."""
+        return await self._store_copy(_PUBLISHED_KIND, run, blob, expires_at)
+
+    async def find_published(self, run: str) -> list[bytes]:
+        """All such lists that peers have stored, each once, in no order. Anybody may have stored anything."""
+        return list(dict.fromkeys(copy for _, copy in await self._copies(_PUBLISHED_KIND, run)))
 
     async def _store_copy(self, kind: str, run: str, blob: bytes, expires_at: float) -> bool:
         if len(blob) > MAX_SEALED_BYTES:

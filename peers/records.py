@@ -22,13 +22,27 @@ from peers.config import MAX_MULTIADDR_CHARS, MULTIADDR
 from peers.errors import BadMessage, BadRecord
 from peers.identity import Identity, peer_id_of, verify
 from peers.network import PeerId
-from peers.streams.fields import BOOLEAN, NUMBER, Codec, from_body, integer, optional, raw, several, to_body, wired
+from peers.record_fields import matching, number, printable
+from peers.streams.fields import (
+    BOOLEAN,
+    NUMBER,
+    Codec,
+    exactly,
+    from_body,
+    integer,
+    optional,
+    raw,
+    several,
+    to_body,
+    wired,
+)
 
 MAX_SEALED_BYTES = 4096
 MAX_LIFE_SECONDS = 3600.0  # a record that claims to live longer is refused: nobody could correct it
 MAX_ADDRESSES = 4
 DIGEST_BYTES = 8
 MAX_KEEPINGS = 48
+MAX_PUBLISHED = 16  # adapters that a run serves beside the one that it trains
 MAX_NICKNAME_CHARS = 48
 MAX_GIVEN_TOKENS = 2**53  # what JavaScript can count to, and more than any peer has done
 ROLES = ("host", "holder", "trainer", "client", "keeper")  # a holder serves itself alone: nobody can dial it
@@ -39,37 +53,6 @@ _MAX_ROUND = 2**40
 _MAX_LABELS_BYTES = 3000
 _MAX_WINDOW_SECONDS = 60.0
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,64}")
-
-
-def _matching(expected: str, pattern: str, most: int) -> Codec[str]:
-    compiled = re.compile(pattern)
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or len(value) > most or compiled.fullmatch(value) is None:
-            raise ValueError
-        return value
-
-    return Codec(expected, read, str)
-
-
-def _number(low: float, high: float) -> Codec[float]:
-    def read(value: object) -> float:
-        if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
-            raise ValueError  # a nan compares false, so it ends here too
-        return float(value)  # type: ignore[arg-type]
-
-    return Codec(f"a number from {low:g} to {high:g}", read, float)
-
-
-def _printable(most: int) -> Codec[str]:
-    """Text without control characters: it ends up in other people's terminals."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or len(value) > most or not (value.isprintable() or not value):
-            raise ValueError
-        return value
-
-    return Codec(f"printable text of at most {most} characters", read, str)
 
 
 def _read_span(value: object) -> Span:
@@ -120,20 +103,20 @@ def _read_protocol(value: object) -> tuple[int, int]:
     raise ValueError
 
 
-_RUN = _matching("a run's id", r"[A-Za-z0-9_.-]{1,64}", 64)
-_PEER: Codec[PeerId] = Codec("a peer id", _matching("", _PEER_ID.pattern, 64).read, str)  # type: ignore[arg-type]
+_RUN = matching("a run's id", r"[A-Za-z0-9_.-]{1,64}", 64)
+_PEER: Codec[PeerId] = Codec("a peer id", matching("", _PEER_ID.pattern, 64).read, str)  # type: ignore[arg-type]
 _SPAN = Codec("a span", _read_span, lambda span: [span.start, span.end])
 _ROUND = integer(0, _MAX_ROUND)
 _KEEPING = Codec(
     "[span, round, digests]", _read_keeping, lambda kept: [[kept.span.start, kept.span.end], kept.round, kept.digests]
 )
 _GIVEN = integer(0, MAX_GIVEN_TOKENS)
-_SPEED = _number(0, 1e9)
-_SECONDS = _number(0, 1e6)
-_MOMENT = _number(0, 1e11)
-_ADDRESS = _matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
-_ROLE = _matching("a role", "|".join(ROLES), 16)
-_AWAY = _matching("why a peer serves nobody", "|".join(AWAY), 16)
+_SPEED = number(0, 1e9)
+_SECONDS = number(0, 1e6)
+_MOMENT = number(0, 1e11)
+_ADDRESS = matching("an address", MULTIADDR.pattern, MAX_MULTIADDR_CHARS)
+_ROLE = matching("a role", "|".join(ROLES), 16)
+_AWAY = matching("why a peer serves nobody", "|".join(AWAY), 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +131,8 @@ class PeerRecord:
     there by a move. A newcomer that loads its first span gives that as `span`, too.
 
     `served_tokens` and `trained_tokens` are what it says it has done since its identity's first start; nobody checks
-    that, and no rule goes by it.
+    that, and no rule goes by it. `adapters` are marks of the published adapters of which it has the units of all of
+    its span; a host serves them.
     """
 
     kind: ClassVar[str] = "peer"
@@ -162,9 +146,9 @@ class PeerRecord:
     cache_free_bytes: int = wired(integer(0, 2**60))
     addresses: tuple[str, ...] = wired(several(_ADDRESS, MAX_ADDRESSES))
     protocol: tuple[int, int] = wired(Codec("a lowest and a highest version", _read_protocol, list))
-    software: str = wired(_printable(48))
-    dtype: str = wired(_matching("a dtype", "[a-z0-9_]{1,16}", 16))
-    nickname: str = wired(_printable(MAX_NICKNAME_CHARS), default="")
+    software: str = wired(printable(48))
+    dtype: str = wired(matching("a dtype", "[a-z0-9_]{1,16}", 16))
+    nickname: str = wired(printable(MAX_NICKNAME_CHARS), default="")
     roles: tuple[str, ...] = wired(several(_ROLE, len(ROLES)), default=("host",))
     away: str = wired(_AWAY, default="")
     capacity: int = wired(integer(0, MAX_BLOCKS), default=0)
@@ -174,6 +158,7 @@ class PeerRecord:
     moves_to: Span | None = wired(optional(_SPAN), default=None)
     served_tokens: int = wired(_GIVEN, default=0)
     trained_tokens: int = wired(_GIVEN, default=0)
+    adapters: tuple[bytes, ...] = wired(several(exactly(DIGEST_BYTES), MAX_PUBLISHED), default=())
     expires_at: float = wired(_MOMENT)
 
 
@@ -226,9 +211,9 @@ class TrainerRecord:
     kind: ClassVar[str] = "trainer"
     run: str = wired(_RUN)
     peer: PeerId = wired(_PEER)
-    nickname: str = wired(_printable(MAX_NICKNAME_CHARS), default="")
-    loss: float = wired(_number(0, 1e6))
-    eval_loss: float | None = wired(optional(_number(0, 1e6)), default=None)
+    nickname: str = wired(printable(MAX_NICKNAME_CHARS), default="")
+    loss: float = wired(number(0, 1e6))
+    eval_loss: float | None = wired(optional(number(0, 1e6)), default=None)
     tokens_per_second: float = wired(_SPEED)
     step: int = wired(integer(0, _MAX_ROUND))
     round: int = wired(_ROUND)

@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     from blocks.spans import Span as Span
     from peers.config import NetworkConfig as NetworkConfig
     from peers.routes.routing import RouteRules as RouteRules
+    from swarm.adapters.api import publish as publish
+    from swarm.adapters.api import withdraw as withdraw
     from swarm.api import init as init
     from swarm.api import join as join
     from swarm.hosts.loading import HostingConfig as HostingConfig
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "init": "swarm.api",
     "join": "swarm.api",
+    "publish": "swarm.adapters.api",
+    "withdraw": "swarm.adapters.api",
     "Peer": "swarm.peer",
     "PeerConfig": "swarm.peer_config",
     "member": "swarm.own_loops.member",
@@ -49,6 +53,8 @@ __all__ = [
     "init",
     "join",
     "member",
+    "publish",
+    "withdraw",
 ]
 
 

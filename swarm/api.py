@@ -12,7 +12,7 @@ from peers.config import NetworkConfig
 from swarm.arguments import as_path
 from swarm.errors import BadConfig, BadJoinString
 from swarm.join_string import Join, RunDirectory, resolve_join
-from swarm.new_run import create_run
+from swarm.new_run import check_free, create_run
 from swarm.peer import ENTERING, Peer
 from swarm.peer_config import PeerConfig
 
@@ -37,6 +37,7 @@ def init(
     from swarm.run_model import model_settings  # imported here: it needs transformers, which a script may not
 
     place, given = as_path("directory", directory), dict(sections)
+    check_free(place)
     check_kind(BadConfig, "base", base, (str, Path), "the directory or the hub id of a model")
     check_kind(BadConfig, "model", given.get("model", {}), Mapping, "a section of settings, as model={...}")
     chosen = dict(given.pop("model", {}))

@@ -34,7 +34,7 @@ from swarm.options import (
 from swarm.peer import Peer
 from swarm.peer_config import PeerConfig
 from swarm.quick_start import import_hosting, settle
-from swarm.reports.status import COLUMNS, GIVEN_COLUMNS, title
+from swarm.reports.status import ADAPTER_COLUMNS, COLUMNS, GIVEN_COLUMNS, title
 from swarm.reports.trackers import tracked
 from swarm.reports.traffic import TRAFFIC_COLUMNS, size_words
 from swarm.state import states_of
@@ -191,7 +191,7 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
         from swarm.text_stream import ScreenStreamer
 
         screen.now("loading the embedding and the head")
-        model = peer.model()
+        model = peer.model(adapter=options.adapter if isinstance(options.adapter, str) else None)
         sampling = Sampling(
             max_new_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -205,10 +205,10 @@ def run_generate(options: GenerateOptions, screen: Screen) -> None:
         chat = model.tokenizer.chat_template is not None if options.chat is None else options.chat
         if chat:
             message = {"role": "user", "content": options.prompt}
-            model.chat([message], sampling, adapter=options.adapter, streamer=streamer, speculation=speculation)
+            model.chat([message], sampling, adapter=bool(options.adapter), streamer=streamer, speculation=speculation)
         else:
             model.generate(
-                options.prompt, sampling, adapter=options.adapter, streamer=streamer, speculation=speculation
+                options.prompt, sampling, adapter=bool(options.adapter), streamer=streamer, speculation=speculation
             )
         screen.stream("\n")
 
@@ -271,6 +271,8 @@ def run_status(options: StatusOptions, screen: Screen) -> None:
                 screen.table(title(status), COLUMNS, status.rows())
                 if given := status.given_rows():
                     screen.table("since each peer's first start, as it says", GIVEN_COLUMNS, given, below=True)
+                if status.catalogue.adapters:
+                    screen.table("served beside it", ADAPTER_COLUMNS, status.adapter_rows(), below=True)
                 if status.traffic:
                     screen.table("bytes since each host started", TRAFFIC_COLUMNS, status.traffic_rows(), below=True)
             if options.watch_seconds <= 0:

@@ -274,6 +274,16 @@ def _check(section: str, settings: Section | RunSpec) -> None:
         object.__setattr__(settings, item.name, value)  # still being born
 
 
+def check_run_name(name: str) -> None:
+    """Refuse what no run can be called.
+
+    Raises:
+        BadConfig: says what it can be.
+    """
+    rule: Rule = next(item.metadata["rule"] for item in fields(RunSpec) if item.name == "name")
+    _checked_text("name", name, rule)
+
+
 def _checked(name: str, value: object, kind: str, rule: Rule) -> object:
     match kind:
         case "int":

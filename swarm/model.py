@@ -27,6 +27,7 @@ from blocks.spans import Span
 from peers.chains.decode_chain import DecodeSession
 from peers.chains.decode_legs import SessionConfig
 from peers.chains.history import StepInput
+from peers.published.catalogue import Published
 from peers.routes.router import Router
 from peers.streams.pool import Pool
 from swarm.errors import BadConfig
@@ -48,10 +49,13 @@ class RemoteBlocks:
         self._session: DecodeSession | None = None
         self._length = 0
         self._interrupt = Interrupt()
+        self._published: Published | None = None
 
-    def prepare(self, *, length: int, max_new_tokens: int, plain: bool, interrupt: Interrupt | None = None) -> None:
-        """The next text's prompt and longest answer, and whether it goes without the adapter; ends the one before.
-        Through `interrupt` another thread may end this text.
+    def prepare(
+        self, *, length: int, max_new_tokens: int, adapter: bool | Published, interrupt: Interrupt | None = None
+    ) -> None:
+        """The next text's prompt and longest answer, and with which adapter it goes (True: the run's, False: none).
+        Ends the one before. Through `interrupt` another thread may end this text.
 
         Raises:
             BadSession: prompt and answer are more than the model takes.
@@ -66,11 +70,13 @@ class RemoteBlocks:
             )
         self.close()
         self._interrupt = interrupt or Interrupt()
+        self._published = adapter if isinstance(adapter, Published) else None
         self._config = replace(
             self._config,
             max_length=length + max_new_tokens,
             expected_length=length + min(max_new_tokens, _EXPECTED_TOKENS),
-            plain=plain,
+            plain=adapter is False,
+            adapter=None if self._published is None else self._published.content,
         )
 
     def __call__(self, call: RemoteCall) -> Tensor:
@@ -86,7 +92,8 @@ class RemoteBlocks:
         if self._session is None or (call.start == 0 and self._length > 0):
             self.close()
             config = replace(self._config, batch=call.hidden_BTD.shape[0])
-            self._session = DecodeSession(self._pool, self._router, self._whole, config)
+            router = self._router if self._published is None else self._router.with_adapter(self._published)
+            self._session = DecodeSession(self._pool, router, self._whole, config)
         is_plain = _is_plain(call)
         step = StepInput(
             hidden_BTD=call.hidden_BTD.detach(),
@@ -192,10 +199,18 @@ class Watcher(Protocol):
 
 
 class SwarmModel:
-    """Text from the swarm. `client` is the transformers model itself, for everything beyond `generate` and `chat`."""
+    """Text from the swarm. `client` is the transformers model itself, for everything beyond `generate` and `chat`.
+    `published` takes the place of the adapter that the run trains.
+    """
 
-    def __init__(self, client: ClientModel, tokenizer: PreTrainedTokenizerBase, blocks: RemoteBlocks) -> None:
-        self.client, self.tokenizer, self.blocks = client, tokenizer, blocks
+    def __init__(
+        self,
+        client: ClientModel,
+        tokenizer: PreTrainedTokenizerBase,
+        blocks: RemoteBlocks,
+        published: Published | None = None,
+    ) -> None:
+        self.client, self.tokenizer, self.blocks, self.published = client, tokenizer, blocks, published
         client.remote = blocks
 
     def generate(
@@ -267,9 +282,16 @@ class SwarmModel:
         return Speculation(draft=load_draft(draft, self.tokenizer, vocab_size=size, cache_dir=cache_dir))
 
     def continue_ids(
-        self, ids: Sequence[int], max_new_tokens: int, watcher: Watcher, *, adapter: bool, speculation: Speculation
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        watcher: Watcher,
+        *,
+        adapter: bool | Published,
+        speculation: Speculation,
     ) -> None:
-        """Continue one text of token ids; all that comes of it, `watcher` has seen.
+        """Continue one text of token ids; all that comes of it, `watcher` has seen. `adapter` may be another one than
+        this model's.
 
         Raises:
             NoRoute: some blocks have no live holder.
@@ -279,7 +301,7 @@ class SwarmModel:
         pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         guesses = speculation.options(texts=1, num_beams=1)
         self.blocks.prepare(
-            length=len(ids), max_new_tokens=max_new_tokens, plain=not adapter, interrupt=watcher.interrupt
+            length=len(ids), max_new_tokens=max_new_tokens, adapter=self._chosen(adapter), interrupt=watcher.interrupt
         )
         try:
             self.client.generate(
@@ -299,6 +321,9 @@ class SwarmModel:
         """Free the hosts' caches."""
         self.blocks.close()
 
+    def _chosen(self, adapter: bool | Published) -> bool | Published:
+        return self.published if adapter is True and self.published is not None else adapter
+
     def _complete(
         self,
         batch: Mapping[str, Tensor],
@@ -312,7 +337,7 @@ class SwarmModel:
         if not bool(batch["attention_mask"].any(dim=1).all()):
             raise BadSession("a prompt is empty; write some text for the model to continue")
         guesses = speculation.options(texts=texts, num_beams=sampling.num_beams)
-        self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, plain=not adapter)
+        self.blocks.prepare(length=length, max_new_tokens=sampling.max_new_tokens, adapter=self._chosen(adapter))
         try:
             output = self.client.generate(
                 **batch, streamer=streamer, pad_token_id=self.tokenizer.pad_token_id, **sampling.options(), **guesses

@@ -23,6 +23,7 @@ from peers.hivemind_network import HivemindNetwork
 from peers.info_service import InfoService
 from peers.private.membership import Role
 from peers.private.role_guard import RoleGuard
+from peers.published.service import SharedSource, SharedUnits
 from peers.routes.own_router import OwnRouter
 from peers.routes.router import LiveRouter, Router, RouterConfig
 from peers.routes.routing import EVERYBODY, RouteRules
@@ -32,13 +33,14 @@ from peers.streams.messages import StreamKind
 from peers.streams.pool import Pool
 from peers.streams.send_limit import SendLimit
 from peers.streams.traffic import Traffic
+from swarm.adapters.watch import CatalogueWatch
 from swarm.config import RunSpec
 from swarm.errors import BadConfig, BadJoinString, NotInvited
 from swarm.private.entry import PrivateRun
 from swarm.private.revoking import RevocationWatch
 from swarm.reaching import start_reaching
 from swarm.reports.metrics import MetricsLog, Value
-from swarm.run import RunId, open_run, save_run
+from swarm.run import RunId, open_run, owner_of, save_run
 
 if TYPE_CHECKING:
     from swarm.hosts.holding import Holding
@@ -79,7 +81,7 @@ class NodeConfig:
 class Node:
     """A peer of one run. `start`, use, `stop`; a failure of a background task shows in `wait`."""
 
-    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec) -> None:
+    def __init__(self, config: NodeConfig, network: HivemindNetwork, spec: RunSpec, owner: bytes) -> None:
         self.config, self.network, self.spec = config, network, spec
         self.traffic = Traffic(limit=SendLimit(config.max_send, name=f"peer {network.peer_id}"))
         self.metrics = MetricsLog(config.state)
@@ -93,6 +95,7 @@ class Node:
             rng=random.Random(),
             check=self.check,
         )
+        self.catalogue = CatalogueWatch(network.directory, owner, config.run, config.state, network.dht_time)
         self.taking_part: TakingPart | None = None
         self.farewells: list[Callable[[], Awaitable[None]]] = []
         """What else is to be said before this peer leaves; each takes its time, at most seconds, and does not fail."""
@@ -120,7 +123,7 @@ class Node:
         )
         try:
             blob = config.run_blob or await _find_run(network.directory, config.run)
-            node = cls(config, network, open_run(blob, config.run))
+            node = cls(config, network, open_run(blob, config.run), owner_of(blob))
             _keep_run(config.state, blob)
             await _watch_revoked(node)
             info = InfoService(node.sealed_record, node.traffic, dial_back=DialBack(network.seen_at))
@@ -271,6 +274,16 @@ class Node:
         raise NetworkFailed(
             f"p2pd ended ({words or 'it said nothing'}); start this peer again, it goes on from its state"
         )
+
+
+async def share(node: Node, source: SharedSource) -> None:
+    """Let others fetch published adapters from `node`, which holds no blocks.
+
+    Raises:
+        NotInvited, NetworkFailed: see _let_be_called.
+    """
+    await _let_be_called(node, node.whole)
+    await node.serve(StreamKind.UNITS, SharedUnits(source))
 
 
 async def _let_be_called(node: Node, span: Span | None) -> None:

@@ -121,7 +121,8 @@ class TrainOptions(PeerOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions(PeerOptions):
-    """`swarm generate`: `temperature` 0 is greedy; `adapter` False is the base model; `chat` None: if the model can.
+    """`swarm generate`: `temperature` 0 is greedy; `adapter` is that of the run (True), none (False), or the name of a
+    published one; `chat` None: if the model can.
 
     Tokens are guessed ahead by the model `draft` where one is named, else from the text so far if `lookup` says so.
     `wait_seconds` is how long to wait while some block has no live holder. `wire` is how activations travel; None: as
@@ -133,7 +134,7 @@ class GenerateOptions(PeerOptions):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    adapter: bool = True
+    adapter: bool | str = True
     chat: bool | None = None
     lookup: bool = True
     draft: str | None = None
@@ -188,6 +189,19 @@ class ExportOptions(PeerOptions):
     model: str | None = None
     left: tuple[Path, ...] = ()
     best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishOptions(PeerOptions):
+    """`swarm publish`: have hosts serve the adapter in `directory` as `name`, or no more the one named `withdraw`; or
+    neither, and show what is published. `wait_seconds` is how long to stay until hosts have it.
+    """
+
+    directory: Path | None = None
+    name: str | None = None
+    withdraw: str | None = None
+    model: str | None = None
+    wait_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

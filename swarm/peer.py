@@ -111,9 +111,8 @@ class Peer:
         from swarm.data.stream import load_samples
 
         check_names("labels", labels)
-        sources = [data]
-        if isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping)):
-            sources = list(data)
+        is_list = isinstance(data, (list, tuple)) and not (data and isinstance(data[0], Mapping))
+        sources = list(data) if is_list else [data]  # type: ignore[call-overload]
         return load_samples(sources, self.tokenizer(), self.node.spec.training.sequence_length, labels)
 
     def train(
@@ -146,18 +145,20 @@ class Peer:
         )
         return self.loop.run(train(self.node, self.config, request))
 
-    def model(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> SwarmModel:
-        """The run's model with `generate` and `chat`, its blocks in the swarm. Several share what this peer has of it;
-        use each from one thread at a time. `tokenizer` is one to use instead of loading another.
+    def model(self, *, tokenizer: PreTrainedTokenizerBase | None = None, adapter: str | None = None) -> SwarmModel:
+        """The run's model with `generate` and `chat`, its blocks in the swarm; from one thread at a time. Several share
+        what this peer has of it. `tokenizer` is used instead of another one, `adapter` names a published adapter to use
+        instead of the run's own: BadConfig where there is none of that name.
         """
+        from swarm.adapters.finding import find_adapter
         from swarm.training.jobs import build_model, client_ends
 
         if self._closed:
             raise BadConfig(LEFT)
+        published = None if adapter is None else self.loop.run(find_adapter(self.node, adapter))
         with self._lock:
-            if self.ends is None:
-                self.ends = client_ends(self.node, self.config)
-        return build_model(self.node, self.config, self.ends, self.loop.loop, tokenizer)
+            self.ends = self.ends or client_ends(self.node, self.config)
+        return build_model(self.node, self.config, self.ends, self.loop.loop, tokenizer, published)
 
     def generate(
         self,
@@ -165,14 +166,14 @@ class Peer:
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
-        adapter: bool = True,
+        adapter: bool | str = True,
         lookup: bool = True,
         draft: str | None = None,
     ) -> str:
         """What the model says after `prompt`; `model()` has the rest: chat, several texts together, streaming.
 
         Tokens are guessed ahead from the text so far unless `lookup` is False, or by a small model on this machine
-        with the name or path `draft`; the chain only verifies them, in fewer round trips.
+        with the name or path `draft`; the chain verifies them. `adapter` may name a published one, or be False: none.
 
         Raises:
             NoRoute: some blocks have no live holder, for longer than `route_seconds`.
@@ -182,11 +183,10 @@ class Peer:
         from swarm.model import Sampling
 
         check_kind(BadConfig, "prompt", prompt, str, "a string; model().generate() continues several together")
-
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
-        model = self.model()
+        model = self.model(adapter=adapter if isinstance(adapter, str) else None)
         speculation = model.speculation(draft, lookup, self.config.cache_dir)
-        return model.generate(prompt, sampling, adapter=adapter, speculation=speculation)[0]
+        return model.generate(prompt, sampling, adapter=bool(adapter), speculation=speculation)[0]
 
     def export(self, directory: str | Path) -> int:
         """Write the adapter of the newest complete state as a peft directory; returns its round.

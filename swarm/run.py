@@ -122,6 +122,15 @@ def open_run(blob: bytes, run_id: RunId) -> RunSpec:
     return spec_from_tables(cast(Mapping[str, object], tables))
 
 
+def owner_of(blob: bytes) -> bytes:
+    """The public key (32 raw bytes) in settings that `open_run` has checked.
+
+    Raises:
+        BadRecord: malformed.
+    """
+    return _envelope(blob)[0]
+
+
 def save_run(directory: Path, blob: bytes) -> None:
     """Leave the signed settings in a peer's state directory, replacing older ones of the run whole.
 

@@ -1,10 +1,10 @@
 """What faults cost a swarm of real processes, against an undisturbed one; ends with one JSON object.
 
-`faults`: one row for each kind of parts/faults.py, each for 3 s on one of 4 hosts of a tiny model (2 for each half).
-`went_on`: a step ended within 15 s of the fault. `seconds_lost`: what the steps from the fault on took beyond their
-usual time. `survivors_equal`: after the next completed round all holders of a unit have the same bits, those who came
-back included. `loss_gap`: held-out loss after all that, against an undisturbed swarm after as many samples; what
-earlier rows lost is in it. `survivors_equal` of the whole: so in every row.
+`faults`: one row for each kind of parts/faults.py, each for 3 s (2 in a quick run) on one of 4 hosts of a tiny model, 2
+for each half. `went_on`: a step ended within 15 s of the fault. `seconds_lost`: what the steps from the fault on took
+beyond their usual time. `survivors_equal`: after the next completed round all holders of a unit have the same bits,
+those who came back included. `loss_gap`: held-out loss after all that, against an undisturbed swarm after as many
+samples, which goes on beside it; what earlier rows lost is in it. `survivors_equal` of the whole: so in every row.
 
 `throughput_kept`: tokens/s while one of 4 hosts of SmolLM2-135M (`pip install 'swarmtune[demo]'`) is killed by SIGKILL
 every 30 s for 5 minutes and started again 2 s later, over tokens/s of an undisturbed swarm on the same samples;
@@ -20,13 +20,16 @@ from then until a step is done. `last_holder_healed`: before it was started agai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from itertools import cycle
 
 from parts.chaos_hosts import Layout
 from parts.chaos_swarm import BATCH, SETTINGS, ChaosSwarm, tiny_layout
 from parts.churn_course import Churn, Work, kill_everybody, kill_last_holder, kills, num_steps, train_under
-from parts.fault_course import HELD_OUT_ROWS, ROWS, STRIKE_AT, calm_losses, gap, play
-from parts.faults import ALL_KINDS, Fault, FaultKind, FaultPlan
+from parts.fault_course import HELD_OUT_ROWS, ROWS, STRIKE_AT, gap, play
+from parts.faults import ALL_KINDS, Fault, FaultPlan
 from parts.report import Bench, Values, run_parts
 from parts.swarms import CACHE, HALVES, MODEL
 from parts.tiny_model import BACK, FRONT, save_tiny_model
@@ -34,15 +37,16 @@ from parts.tiny_model import BACK, FRONT, save_tiny_model
 from swarm.data.demo_text import pydoc_samples
 from swarm.peer import Peer
 
-FAULT_SECONDS = 3.0
+FAULT_SECONDS = (2, 3)  # in a quick run, and else
 WAIT_SECONDS = 300.0  # the trainer's, for blocks that nobody holds
 KILL_EVERY_SECONDS, CHURN_SECONDS = 30.0, 300.0
-QUICK_EVERY_SECONDS, QUICK_SECONDS, QUICK_CALM_SECONDS = 12.0, 24.0, 8.0
+QUICK_EVERY_SECONDS, QUICK_SECONDS, QUICK_CALM_SECONDS = 12.0, 24.0, 5.0
 LENGTH, HELD_OUT, WARM_STEPS = 128, 16, 8
+TINY_WORK = Work(rows=ROWS, held_out=HELD_OUT_ROWS)
 TINY_SETTINGS: Mapping[str, Mapping[str, object]] = {
     **SETTINGS,
     "training": {"batch_size": BATCH, "sequence_length": 32, "learning_rate": 2e-3},
-    "rounds": {"round_samples": 4 * BATCH, "round_seconds": 1.5},
+    "rounds": {"round_samples": 4 * BATCH, "round_seconds": 3.0},
 }
 REAL_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "training": {"batch_size": BATCH, "sequence_length": LENGTH, "learning_rate": 1e-3},
@@ -53,34 +57,54 @@ REAL_SETTINGS: Mapping[str, Mapping[str, object]] = {
 }
 
 
-def measure_faults(bench: Bench, kinds: tuple[FaultKind, ...] = ALL_KINDS) -> Values:
-    """A row for each kind, and everybody's death."""
-    root = bench.directory / "faults"
-    layout = tiny_layout(root, save_tiny_model(root / "model"), settings=TINY_SETTINGS)
-    steps = bench.pick(13, 40)
-    calm = calm_losses(root / "calm", layout, 1 + len(kinds), steps)
-    bench.say(f"undisturbed losses: {', '.join(f'{loss:.3f}' for loss in calm)}")
-    swarm = ChaosSwarm(root / "swarm", layout)
-    try:
-        swarm.start_all()
-        trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
-        bench.say(f"{len(layout.spans)} hosts are up")
-        usual = play(swarm, trainer, steps, None).story.usual_step
-        bench.say(f"a step takes {usual:.2f} s")
-        rows: dict[str, Values] = {}
-        for number, kind in enumerate(kinds):
-            name = list(layout.spans)[number % len(layout.spans)]
-            fault = Fault(kind=kind, name=name, at=STRIKE_AT, seconds=FAULT_SECONDS)
-            rows[kind] = play(swarm, trainer, steps, fault).row(usual, calm[1 + number])
-            bench.say(f"{kind}: {rows[kind]}")
-        work = Work(rows=ROWS, held_out=HELD_OUT_ROWS)
+class Measures:
+    """The parts of this benchmark; in a quick run the undisturbed swarm of the first serves the last, too."""
+
+    def __init__(self) -> None:
+        self._quick_churn: Values = {}
+
+    def faults(self, bench: Bench) -> Values:
+        """A row for each kind, and everybody's death. Most of a stretch is waiting, so both courses go side by side."""
+        root = bench.directory / "faults"
+        layout = tiny_layout(root, save_tiny_model(root / "model"), settings=TINY_SETTINGS)
+        steps = bench.pick(12, 40)
+        with closing(ChaosSwarm(root / "calm", layout)) as calm:
+            with closing(ChaosSwarm(root / "struck", layout)) as struck, ThreadPoolExecutor(1) as beside:
+                trainers = _warm(bench, calm), _warm(bench, struck)
+                rows: dict[str, Values] = {}
+                for kind, name in zip(ALL_KINDS, cycle(layout.spans), strict=False):
+                    fault = Fault(kind=kind, name=name, at=STRIKE_AT, seconds=bench.pick(*FAULT_SECONDS))
+                    undisturbed = beside.submit(play, calm, trainers[0], steps, None)
+                    rows[kind] = play(struck, trainers[1], steps, fault).row(undisturbed.result())
+                    bench.say(f"{kind}: {rows[kind]}")
+                resumed = kill_everybody(bench, struck, ("trainer", "trainer-again"), TINY_WORK)
+            if bench.quick:
+                self._kill_some(bench, calm, trainers[0])
         found: Values = {"faults": rows, "survivors_equal": all(row["survivors_equal"] for row in rows.values())}
-        found |= kill_everybody(bench, swarm, ("trainer", "trainer-again"), work)
-    finally:
-        swarm.close()
-    if bench.quick:
-        found["loss_gap"] = rows[kinds[-1]]["loss_gap"]
-    return found
+        last = {"loss_gap": rows[ALL_KINDS[-1]]["loss_gap"]} if bench.quick else {}
+        return {**found, **resumed, **last}
+
+    def churn(self, bench: Bench) -> Values:
+        """Kills while SmolLM2 is trained; in a quick run a tiny model."""
+        if not bench.quick:
+            return _churn_of_smollm2(bench)
+        if not self._quick_churn:
+            root = bench.directory / "churn"
+            layout = tiny_layout(root, save_tiny_model(root / "model"), settings=TINY_SETTINGS)
+            with closing(ChaosSwarm(root / "swarm", layout)) as swarm:
+                self._kill_some(bench, swarm, _warm(bench, swarm))
+        return self._quick_churn
+
+    def _kill_some(self, bench: Bench, swarm: ChaosSwarm, trainer: Peer) -> None:
+        """The quick run's churn: on one swarm, first a stretch without kills."""
+        usual = swarm.train(trainer, WARM_STEPS, data=ROWS).usual_step
+        plan = kills(0, list(swarm.layout.spans), QUICK_EVERY_SECONDS, 2)
+        speeds = []
+        for seconds, each in ((QUICK_CALM_SECONDS, FaultPlan(seed=0)), (QUICK_SECONDS, plan)):
+            churn = train_under(swarm, trainer, TINY_WORK, each, num_steps(seconds, usual))
+            bench.say(str(churn))
+            speeds.append(churn.tokens_per_second)
+        self._quick_churn = _kept(*speeds)
 
 
 def measure_last_holder(bench: Bench) -> Values:
@@ -88,20 +112,14 @@ def measure_last_holder(bench: Bench) -> Values:
     root = bench.directory / "last"
     model = save_tiny_model(root / "model")
     layout = tiny_layout(root, model, spans={"a": FRONT, "b": BACK, "c": FRONT}, settings=TINY_SETTINGS)
-    swarm = ChaosSwarm(root / "swarm", replace(layout, extra=("--blocks", "auto", "--max-blocks", str(len(FRONT)))))
-    try:
+    layout = replace(layout, extra=("--blocks", "auto", "--max-blocks", str(len(FRONT))))
+    with closing(ChaosSwarm(root / "swarm", layout)) as swarm:
         swarm.start_all()
         trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
-        return kill_last_holder(bench, swarm, trainer, Work(rows=ROWS, held_out=HELD_OUT_ROWS))
-    finally:
-        swarm.close()
+        return kill_last_holder(bench, swarm, trainer, TINY_WORK)
 
 
-def measure_churn(bench: Bench) -> Values:
-    """Kills while SmolLM2 is trained."""
-    if bench.quick:
-        calm, churn = _on_one_swarm(bench)
-        return _kept(calm.tokens_per_second, churn.tokens_per_second)
+def _churn_of_smollm2(bench: Bench) -> Values:
     spans = {"a": HALVES[0], "b": HALVES[1], "c": HALVES[0], "d": HALVES[1]}
     layout = Layout(model=MODEL, spans=spans, settings=REAL_SETTINGS, cache_home=CACHE)
     plan = kills(0, list(spans), KILL_EVERY_SECONDS, round(2 * CHURN_SECONDS / KILL_EVERY_SECONDS))
@@ -113,37 +131,23 @@ def measure_churn(bench: Bench) -> Values:
 
 def _on_its_own(bench: Bench, layout: Layout, name: str, plan: FaultPlan, steps: int = 0) -> Churn:
     """A swarm of its own under `plan`; without `steps`, as many as take most of the time that the kills shall take."""
-    swarm = ChaosSwarm(bench.directory / name, layout)
-    try:
+    with closing(ChaosSwarm(bench.directory / name, layout)) as swarm:
         swarm.start_all()
         trainer, work = _enter(swarm)
         usual = swarm.train(trainer, WARM_STEPS, data=work.rows).usual_step
         found = train_under(swarm, trainer, work, plan, steps or num_steps(0.85 * CHURN_SECONDS, usual))
-    finally:
-        swarm.close()
     bench.say(f"{name}: {found}")
     return found
 
 
-def _on_one_swarm(bench: Bench) -> tuple[Churn, Churn]:
-    """Both with a tiny model, one after the other on the same swarm, which saves two starts and tells no losses."""
-    root = bench.directory / "churn"
-    layout = tiny_layout(root, save_tiny_model(root / "model"), settings=TINY_SETTINGS)
-    swarm = ChaosSwarm(root / "swarm", layout)
-    try:
-        swarm.start_all()
-        trainer, work = swarm.enter("trainer", route_seconds=WAIT_SECONDS), Work(rows=ROWS, held_out=HELD_OUT_ROWS)
-        usual = swarm.train(trainer, WARM_STEPS, data=work.rows).usual_step
-        found = []
-        for seconds, plan in (
-            (QUICK_CALM_SECONDS, FaultPlan(seed=0)),
-            (QUICK_SECONDS, kills(0, list(layout.spans), QUICK_EVERY_SECONDS, 2)),
-        ):
-            found.append(train_under(swarm, trainer, work, plan, num_steps(seconds, usual)))
-            bench.say(str(found[-1]))
-    finally:
-        swarm.close()
-    return found[0], found[1]
+def _warm(bench: Bench, swarm: ChaosSwarm) -> Peer:
+    """All hosts of a tiny model, and a trainer whose first steps are done."""
+    swarm.start_all()
+    bench.say(f"{len(swarm.layout.spans)} hosts are up")
+    trainer = swarm.enter("trainer", route_seconds=WAIT_SECONDS)
+    swarm.train(trainer, WARM_STEPS, data=ROWS)
+    swarm.wait_averaged()
+    return trainer
 
 
 def _enter(swarm: ChaosSwarm) -> tuple[Peer, Work]:
@@ -161,4 +165,5 @@ def _kept(calm: float, churn: float) -> Values:
 
 
 if __name__ == "__main__":
-    run_parts(__doc__, {"faults": measure_faults, "last_holder": measure_last_holder, "churn": measure_churn})
+    measures = Measures()
+    run_parts(__doc__, {"faults": measures.faults, "last_holder": measure_last_holder, "churn": measures.churn})

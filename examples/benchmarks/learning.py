@@ -9,18 +9,18 @@ standard library's sources; LoRA of rank 8 on all linear modules. AdamW, a warm-
 
 The reference and each rule that learns in its own way choose a learning rate among the same few, by other text than
 what is held out; codecs, robust means and fedprox take that of `mean`. A quick run gives only the reference, `mean`
-and Nesterov's rules that choice, and the others take `mean`'s. Losses and gaps are means over two seeds; a quick run
-has one.
+and Nesterov's rule that choice, and the others take `mean`'s. Losses and gaps are means over two seeds; a quick run
+has one, and so has the longer course, with one rate for all.
 
 `gap_percent` is how far the held-out loss is above the reference's, `share_of_gain` what part of the reference's gain
 over the untrained adapter is there, `merging_error` how far the merged products are from the mean of the peers', the
 mean of all rounds. `bytes_per_peer` is all that a peer sends: in a round (n - 1) / n of its vector to the others, and
 n - 1 times the n-th of it that it reduced. `traffic_ratio` is that over averaging gradients in fp32 in every step.
-Rounds are 4 local steps apart, or 50 where the name says so. In the two uneven rows peers make 2, 3, 5 and 6 steps a
+Rounds are 4 local steps apart; those of the `long_rows` 50, in a course of 1,000 steps instead of 200 and with a
+reference of their own, as four rounds would tell nothing. In the two uneven rows peers make 2, 3, 5 and 6 steps a
 round, and all count the same. With `overlap` a round's result is applied when the next one begins, and what was trained
 meanwhile goes on top: as late as it can come. `smollm2` repeats the three best rules with SmolLM2-135M (`pip install
-'swarmtune[demo]'`) on 96 rows of 128 tokens, everybody at one learning rate, with rounds 4 steps apart, or 12 where the
-name says 50.
+'swarmtune[demo]'`) on 96 rows of 128 tokens, everybody at one learning rate.
 """
 
 from __future__ import annotations

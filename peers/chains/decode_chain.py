@@ -219,6 +219,11 @@ class DecodeSession:
                 at_least=self._history.length,
             )
         except Refused as error:
+            if error.code == RefusalCode.ADAPTER:
+                raise NoRoute(
+                    f"no other host of blocks {leg.hop.span} serves the adapter with which this text began; "
+                    "it may have been withdrawn, see `swarm status`"
+                ) from error
             if error.code != RefusalCode.SNAPSHOT:
                 raise
             raise NoRoute(

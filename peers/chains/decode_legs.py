@@ -27,7 +27,8 @@ GROWTH = 64  # positions that a session which is moved has room for at least
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionConfig:
-    """One text: rows, longest length, whether the adapter is used, and in which form activations travel.
+    """One text: rows, longest length, whether an adapter is used (`adapter`: a published one, by its content; else the
+    run's), and in which form activations travel.
 
     Hosts reserve cache for `expected_length` positions (None: for all); a text that goes on where there is no more is
     moved to another host. `wait_seconds` is how long to wait at a host's full cache if no other host has room.
@@ -36,6 +37,7 @@ class SessionConfig:
     batch: int
     max_length: int
     plain: bool = False
+    adapter: bytes | None = None
     wire: WireFormat = WireFormat.BF16
     call_seconds: float = 120.0
     max_tries: int = 12
@@ -198,6 +200,7 @@ class Legs:
             digests=None if digests is None else {block: digests[block] for block in hop.span.blocks()},
             round=wanted.round,
             plain=self._config.plain,
+            adapter=self._config.adapter,
             previous=places[i - 1],
             onward=places[i + 1],
             expected_length=self._expected(wanted.at_least),
@@ -207,6 +210,9 @@ class Legs:
         answer = await self._pool.call(hop.peer, StreamKind.DECODE, message, seconds=seconds)
         if not isinstance(answer.message, Opened):
             raise PeerLost(f"peer {hop.peer} answered an open with '{answer.message.kind}'")
+        if answer.message.adapter != self._config.adapter:
+            await self._close_one(place)
+            raise Refused(f"peer {hop.peer} serves its own adapter instead of the one asked for", RefusalCode.ADAPTER)
         return Leg(hop=hop, session=place.name, opened=answer.message)
 
     def _expected(self, at_least: int) -> int | None:

@@ -41,13 +41,16 @@ MAX_SESSIONS = 1024  # short sessions take few cache bytes, but objects of their
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeParts:
-    """What a host lends to its sessions. `drop_versions` removes snapshots from the model that nobody needs."""
+    """What a host lends to its sessions. `drop_versions` removes snapshots from the model that nobody needs.
+    `published` is the label in the model of a published adapter, by its content; None where it is not served.
+    """
 
     span: Span
     caches: SessionCaches
     thread: ComputeThread
     shelf: SnapshotShelf
     drop_versions: Callable[[list[Snapshot]], None]
+    published: Callable[[bytes], str | None] = lambda _: None
 
 
 class DecodeService(Handler):
@@ -111,6 +114,10 @@ class DecodeService(Handler):
         """Free all sessions; their texts go on at other hosts."""
         await self._end(list(self._sessions))
 
+    async def end_version(self, label: str) -> None:
+        """Free the sessions of one version of the adapter, which is going to be dropped."""
+        await self._end([k for k, s in self._sessions.items() if s.label == label])
+
     async def _open(self, question: Question, message: OpenSession) -> Answer:
         check_span(message.span, self._parts.span)
         if message.max_length > self._edge.max_positions:
@@ -121,17 +128,17 @@ class DecodeService(Handler):
             raise BadSession(f"session {message.session} is open already; close it or choose another id")
         if len(self._sessions) >= MAX_SESSIONS:
             raise Refused(f"{MAX_SESSIONS} sessions are open here; try another host", RefusalCode.FULL)
-        snapshot = self._snapshot(message)
-        label = PLAIN_LABEL if message.plain else snapshot.label
+        label, opened = self._version(message)
         # Taken before the first await, so that no round can drop the snapshot between the choice and the pin.
-        if not message.plain:
+        is_pinned = self._parts.shelf.has(label)
+        if is_pinned:
             self._parts.shelf.pin(label)
         session = self._sessions[key] = HostedSession(
             name=key,
             owner=question.peer,
             stream=question.stream,
             label=label,
-            is_pinned=not message.plain,
+            is_pinned=is_pinned,
             deadline=self._clock() + self._idle_seconds,
             previous=message.previous,
             onward=message.onward,
@@ -149,8 +156,7 @@ class DecodeService(Handler):
             raise
         if self._sessions.get(key) is not session:
             raise BadSession(f"session {message.session} was closed while it was opened; open it again")
-        digests = {} if message.plain else {b: snapshot.digests[b] for b in message.span.blocks()}
-        return Answer(message=Opened(round=snapshot.round, digests=digests))
+        return Answer(message=opened)
 
     async def _reserve(self, session: HostedSession, message: OpenSession) -> None:
         """One try to open a session in the cache.
@@ -193,6 +199,19 @@ class DecodeService(Handler):
         if session.owner != peer:
             raise session_gone(name)  # nobody learns which sessions others have
         return session
+
+    def _version(self, message: OpenSession) -> tuple[str, Opened]:
+        """Which version of the adapter a session computes with, and what its owner is told of it."""
+        if message.adapter is not None:
+            label = self._parts.published(message.adapter)
+            if label is None or message.plain:
+                raise Refused(f"adapter {message.adapter.hex()[:16]} is not served here", RefusalCode.ADAPTER)
+            return label, Opened(round=0, digests={}, adapter=message.adapter)  # it belongs to no round
+        snapshot = self._snapshot(message)
+        if message.plain:
+            return PLAIN_LABEL, Opened(round=snapshot.round, digests={})
+        digests = {block: snapshot.digests[block] for block in message.span.blocks()}
+        return snapshot.label, Opened(round=snapshot.round, digests=digests)
 
     def _snapshot(self, message: OpenSession) -> Snapshot:
         if message.digests is not None:

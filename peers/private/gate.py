@@ -46,6 +46,7 @@ _BY_RECORD = {
     "evaluation": Role.TRAINER,
     "run": Role.TRAINER,
     "revoked": Role.TRAINER,
+    "published": Role.HOST,
 }
 
 

@@ -8,6 +8,7 @@ import time
 from blocks.spans import Span
 from peers.errors import NoRoute
 from peers.network import PeerId
+from peers.published.catalogue import Published
 from peers.routes.paces import Paces
 from peers.routes.routing import Hop
 
@@ -34,6 +35,10 @@ class OwnRouter:
     def is_slow(self, hop: Hop) -> bool:
         """See Router; there is nobody else."""
         return False
+
+    def with_adapter(self, adapter: Published) -> OwnRouter:
+        """See Router; this peer's texts do not leave it for another adapter either."""
+        return self
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """See Router."""

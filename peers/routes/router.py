@@ -17,7 +17,9 @@ from blocks.spans import Span
 from peers.directory import Directory
 from peers.errors import NoRoute, PeerLost, Refused
 from peers.network import PeerId
+from peers.published.catalogue import Published
 from peers.records import PeerRecord
+from peers.routes.adapter_router import AdapterRouter
 from peers.routes.health import Health
 from peers.routes.paces import Paces
 from peers.routes.routing import (
@@ -56,6 +58,9 @@ class Router(Protocol):
 
     def is_slow(self, hop: Hop) -> bool:
         """Whether others would do this part of a text in less than half the time."""
+
+    def with_adapter(self, adapter: Published) -> Router:
+        """For texts with a published adapter: only through hosts that serve it."""
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """A call failed: leave this peer out until it answers a probe."""
@@ -149,26 +154,30 @@ class LiveRouter:
         """See Router."""
 
         def pick(rules: RouteRules) -> tuple[Hop, ...]:
-            return pick_spread(self._views(), span, num_tokens=num_tokens, rng=self._rng, rules=rules)
+            return pick_spread(self.views(), span, num_tokens=num_tokens, rng=self._rng, rules=rules)
 
-        return await self._wait(pick, frozenset())
+        return await self.wait_for(pick, frozenset())
 
     async def fast(self, span: Span, avoid: frozenset[PeerId] = frozenset()) -> tuple[Hop, ...]:
         """See Router."""
-        return await self._wait(lambda rules: pick_fast(self._views(), span, rules=rules), avoid)
+        return await self.wait_for(lambda rules: pick_fast(self.views(), span, rules=rules), avoid)
 
-    def is_slow(self, hop: Hop) -> bool:
+    def with_adapter(self, adapter: Published) -> Router:
         """See Router."""
-        views = {view.peer: view for view in self._views()}
-        here = views.get(hop.peer)
+        return AdapterRouter(self, adapter)
+
+    def is_slow(self, hop: Hop, views: list[HostView] | None = None) -> bool:
+        """See Router; among `views`, all hosts if they are not given."""
+        views_by_peer = {view.peer: view for view in (self.views() if views is None else views)}
+        here = views_by_peer.get(hop.peer)
         if here is None:
             return False
         out = frozenset(self.health.unusable()) | frozenset(self._config.rules.avoid) | {hop.peer}
         try:
-            others = pick_fast(list(views.values()), hop.span, rules=replace(self._config.rules, avoid=out))
+            others = pick_fast(list(views_by_peer.values()), hop.span, rules=replace(self._config.rules, avoid=out))
         except NoRoute:
             return False
-        seconds = sum(views[other.peer].seconds_for(other.span, 1) for other in others)
+        seconds = sum(views_by_peer[other.peer].seconds_for(other.span, 1) for other in others)
         return _SLOW * seconds < here.seconds_for(hop.span, 1)
 
     def failed(self, peer: PeerId, reason: str) -> None:
@@ -183,7 +192,10 @@ class LiveRouter:
         if offers and self.health.is_usable(hop.peer):
             self.failed(hop.peer, reason)
 
-    async def _wait(self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
+    async def wait_for(
+        self, pick: Callable[[RouteRules], tuple[Hop, ...]], avoid: frozenset[PeerId]
+    ) -> tuple[Hop, ...]:
+        """What `pick` finds under the rules of now; again while it raises NoRoute, until this router's deadline."""
         deadline = self._clock() + self._config.wait_seconds
         tell_at = self._clock() + self._config.refresh_seconds
         while True:
@@ -202,8 +214,10 @@ class LiveRouter:
             await self.refresh()
             await asyncio.sleep(self._config.retry_seconds)
 
-    def _views(self) -> list[HostView]:
-        views = [self.paces.seen(view) for view in views_of(self.records, self._rtt_seconds)]
+    def views(self, only: Callable[[PeerRecord], bool] = lambda _: True) -> list[HostView]:
+        """The hosts whose record passes, as this peer sees them."""
+        records = [record for record in self.records if only(record)]
+        views = [self.paces.seen(view) for view in views_of(records, self._rtt_seconds)]
         return kept_apart(views, self._pool.me, self._config.rules.keep_first)
 
     def _excuses(self) -> str:

@@ -109,6 +109,17 @@ def raw(most: int) -> Codec[bytes]:
     return Codec(f"at most {most} bytes", read, lambda value: value)
 
 
+def exactly(size: int) -> Codec[bytes]:
+    """So many bytes."""
+
+    def read(value: object) -> bytes:
+        if not isinstance(value, bytes) or len(value) != size:
+            raise ValueError
+        return value
+
+    return Codec(f"{size} bytes", read, lambda value: value)
+
+
 def several(item: Codec[T], most: int) -> Codec[tuple[T, ...]]:
     """A list of at most `most` values of one codec."""
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from blocks.spans import MAX_BLOCKS, Span, UnitId
 from blocks.training.ledger import MicrobatchId
 from peers.errors import BadMessage
-from peers.streams.fields import BOOLEAN, NUMBER, from_body, integer, optional, raw, several, text, wired
+from peers.streams.fields import BOOLEAN, NUMBER, exactly, from_body, integer, optional, raw, several, text, wired
 from peers.streams.traffic import KIND_TRAFFIC, MAX_KINDS, KindTraffic
 from peers.streams.values import (
     COUNT,
@@ -37,6 +37,8 @@ MAX_POSITIONS = 1 << 21
 MAX_HOPS = 256
 MAX_OFFERS = 128
 MAX_SAMPLES = 1 << 60
+MAX_CONTENT_BYTES = 32 * 1024  # digests of units of a published adapter: of so many blocks, within a frame's header
+_CONTENT = exactly(32)
 
 
 class StreamKind(StrEnum):
@@ -60,6 +62,7 @@ class RefusalCode(StrEnum):
     SPAN = "span"  # these blocks are not held here (any more)
     BUSY = "busy"
     INTERNAL = "internal"
+    ADAPTER = "adapter"  # this published adapter is not served here
     MEMBER = "member"  # not let into this private run, or not with this role
 
 
@@ -183,7 +186,8 @@ class Evaluate:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenSession:
     """Reserve cache for a text. `digests` by block ask for the bits of one snapshot, `round` for the snapshot of a
-    round, neither for the newest, `plain` for the base model alone. Steps come from `previous` (None: from the owner),
+    round, neither for the newest, `plain` for the base model alone, `adapter` for the published adapter of that
+    content. Steps come from `previous` (None: from the owner),
     and what comes out goes on to `onward` (None: the owner collects it). Cache is reserved for `expected_length`
     positions, or for `max_length`; `wait_seconds` is how long to wait where there is none, as far as the host allows.
     """
@@ -196,6 +200,7 @@ class OpenSession:
     digests: Mapping[int, bytes] | None = wired(optional(DIGESTS), default=None)
     round: int | None = wired(optional(COUNT), default=None)
     plain: bool = wired(BOOLEAN, default=False)
+    adapter: bytes | None = wired(optional(_CONTENT), default=None)
     previous: Place | None = wired(optional(PLACE), default=None)
     onward: Place | None = wired(optional(PLACE), default=None)
     expected_length: int | None = wired(optional(integer(1, MAX_POSITIONS)), default=None)
@@ -214,11 +219,14 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """The session stands; these bits serve it until it ends."""
+    """The session stands; these bits serve it until it ends. `adapter` repeats what was asked for: an older peer, which
+    does not know of published adapters, would serve the run's own instead.
+    """
 
     kind: ClassVar[str] = "opened"
     round: int = wired(COUNT)
     digests: Mapping[int, bytes] = wired(DIGESTS)
+    adapter: bytes | None = wired(optional(_CONTENT), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,6 +288,22 @@ class UnitReply:
     total_samples: int = wired(integer(0, MAX_SAMPLES))
     digest: bytes = wired(raw(32))
     names: tuple[str, ...] = wired(several(text(256), 512))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskContent:
+    """Of which units does this published adapter consist?"""
+
+    kind: ClassVar[str] = "askcontent"
+    content: bytes = wired(_CONTENT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContentReply:
+    """The digests of its units, 32 bytes each, in the order of blocks; their digest is what was asked for."""
+
+    kind: ClassVar[str] = "content"
+    digests: bytes = wired(raw(MAX_CONTENT_BYTES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,14 +369,14 @@ class Dialled:
 Message = (
     Hello | Refusal | Done | Broken | Collect | OpenLane | Forward | Backward | Commit | Drop | Evaluate
     | OpenSession | Opened | Link | Step | Resume | CloseSession | FetchUnit | UnitReply
-    | OfferUnits | Wanted | KeepUnit | AskInfo | InfoReply | AskDial | Dialled
+    | AskContent | ContentReply | OfferUnits | Wanted | KeepUnit | AskInfo | InfoReply | AskDial | Dialled
 )  # fmt: skip
 _TYPES: Mapping[str, type[Message]] = {
     message_type.kind: message_type
     for message_type in (
         Hello, Refusal, Done, Broken, Collect, OpenLane, Forward, Backward, Commit, Drop, Evaluate,
         OpenSession, Opened, Link, Step, Resume, CloseSession, FetchUnit, UnitReply,
-        OfferUnits, Wanted, KeepUnit, AskInfo, InfoReply, AskDial, Dialled,
+        AskContent, ContentReply, OfferUnits, Wanted, KeepUnit, AskInfo, InfoReply, AskDial, Dialled,
     )
 }  # fmt: skip
 

@@ -9,9 +9,10 @@ from blocks.spans import UnitId
 from blocks.unit_state import UnitState
 from peers.errors import BadMessage, Refused
 from peers.network import PeerId
+from peers.published.service import SharedSource, content_answer
 from peers.streams.answering import Handler
 from peers.streams.calls import Answer, Question
-from peers.streams.messages import FetchUnit, KeepUnit, OfferUnits, RefusalCode, Wanted
+from peers.streams.messages import AskContent, FetchUnit, KeepUnit, OfferUnits, RefusalCode, Wanted
 from peers.streams.values import Offer
 from peers.units.transfer import Digest, as_answer, unpacked
 
@@ -42,16 +43,20 @@ class UnitKeeper(UnitSource, Protocol):
 
 
 class UnitsService(Handler):
-    """One host's `units` streams."""
+    """One host's `units` streams. `shared` are the published adapters that it has, if it serves any."""
 
-    def __init__(self, source: UnitSource, keeper: UnitKeeper, digest: Digest) -> None:
-        self._source, self._keeper, self._digest = source, keeper, digest
+    def __init__(
+        self, source: UnitSource, keeper: UnitKeeper, digest: Digest, shared: SharedSource | None = None
+    ) -> None:
+        self._source, self._keeper, self._digest, self._shared = source, keeper, digest, shared
 
     async def answer(self, question: Question) -> Answer:
-        """Answer one FetchUnit, OfferUnits or KeepUnit."""
+        """Answer one FetchUnit, AskContent, OfferUnits or KeepUnit."""
         match question.message:
             case FetchUnit(unit=unit, moments=moments):
                 return await self._fetched(unit, moments)
+            case AskContent(content=content) if self._shared is not None:
+                return content_answer(self._shared, content)
             case OfferUnits(offers=offers):
                 return Answer(message=self._keeper.look_at(question.peer, offers))
             case KeepUnit(unit=unit) as message:
@@ -64,7 +69,8 @@ class UnitsService(Handler):
         """Nothing is remembered between questions."""
 
     async def _fetched(self, unit: UnitId, moments: bool) -> Answer:
-        for source in (self._source, self._keeper):
+        shared = () if self._shared is None else (self._shared,)
+        for source in (self._source, self._keeper, *shared):
             state = await source.read_unit(unit, moments=moments)
             if state is not None:
                 return as_answer(state)

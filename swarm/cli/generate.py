@@ -27,7 +27,8 @@ class _Given(PeerGiven):
     temperature: float
     top_p: float
     seed: int | None
-    adapter: bool
+    adapter: str | None
+    no_adapter: bool
     chat: bool | None
     speculate: str
     draft: str | None
@@ -41,6 +42,7 @@ class _Given(PeerGiven):
 Examples:
   swarm generate tales/ "Once upon a time" --raw
   swarm generate --lan tales "Once upon a time"
+  swarm generate tales/ "Once upon a time" --adapter pirate         that the owner has published
   swarm generate swarm1:gqJpZ... "What is a swarm?" --temperature 0.8 --top-p 0.9 --max-tokens 200""",
     help=f"Continue PROMPT with the run's model and newest adapter, over the peers' blocks.\n\n{JOIN_HELP}",
 )
@@ -50,7 +52,8 @@ Examples:
 @click.option("--temperature", type=FiniteRange(0, 100), default=0.0, help="0 takes the likeliest token.")
 @click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, help="Sample from this much probability.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
-@click.option("--adapter/--no-adapter", default=True, help="With the trained adapter, or the base model alone.")
+@click.option("--adapter", metavar="NAME", help="With a published adapter; default: the one that the run trains.")
+@click.option("--no-adapter", is_flag=True, help="With the base model alone.")
 @click.option(
     "--chat/--raw", "chat", default=None, help="As a chat turn, or as plain text; default: chat if the model can."
 )
@@ -68,6 +71,8 @@ Examples:
 def command(**given: Unpack[_Given]) -> None:
     """Parse, and generate."""
     with screen("stopped before the text was complete") as shown:
+        if given["no_adapter"] and given["adapter"] is not None:
+            raise click.UsageError("--adapter and --no-adapter do not go together")
         given["join"], prompt = join_and("PROMPT", given["join"], given["prompt"], given["lan"])
         options = GenerateOptions(
             **peer_fields(given),
@@ -76,7 +81,7 @@ def command(**given: Unpack[_Given]) -> None:
             temperature=given["temperature"],
             top_p=given["top_p"],
             seed=given["seed"],
-            adapter=given["adapter"],
+            adapter=not given["no_adapter"] if given["adapter"] is None else given["adapter"],
             chat=given["chat"],
             lookup=given["speculate"] == "prompt",
             draft=given["draft"],

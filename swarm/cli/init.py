@@ -9,9 +9,11 @@ from pathlib import Path
 
 import click
 
+from blocks.checks import refuse
 from swarm.cli.paths import cache_dir
 from swarm.cli.report import screen
 from swarm.config import SECTIONS, Rule
+from swarm.errors import BadConfig
 
 _FOUND = {"model.fingerprint", "model.num_blocks"}  # these come from the model itself
 _FLAGS = {"model.name": "--model", "adapter.name": "--adapter", "wire.dtype": "--wire-dtype"}
@@ -73,10 +75,12 @@ _INVITE = "   (what `swarm id` prints on the other machine)"
 
 def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) -> list[str]:
     """Make the run in `directory`; returns what to tell the person."""
+    from swarm.new_run import check_free, create_run
+
+    check_free(directory)  # the model may have to be fetched first
     from blocks.lean import import_models
 
     import_models()
-    from swarm.new_run import create_run
     from swarm.run_model import model_settings
 
     model = tables["model"]
@@ -92,16 +96,18 @@ def _init(directory: Path, tables: dict[str, dict[str, object]], cache: Path) ->
     ]
 
 
-def _callback(directory: Path, **given: object) -> None:
+def _callback(directory: str, **given: object) -> None:
     with screen("stopped; no run was made") as shown:
-        for line in _init(directory, _tables(given), cache_dir()):
+        if not directory:  # which would be the directory where one stands
+            refuse(BadConfig, "NAME", directory, "a new directory, such as tales")
+        for line in _init(Path(directory), _tables(given), cache_dir()):
             shown.say(line)
 
 
 command = click.Command(
     "init",
     callback=_callback,
-    params=[click.Argument(["directory"], type=click.Path(path_type=Path), metavar="NAME"), *_settings_options()],
+    params=[click.Argument(["directory"], type=click.Path(), metavar="NAME"), *_settings_options()],
     help="""Make a run: write NAME/swarm.toml and the run's key.
 
     NAME is a new directory; its last part is the run's name. Every setting can be changed in swarm.toml until the

@@ -20,6 +20,7 @@ COMMANDS = {
     "pause": "Let the peers on this machine rest.",
     "resume": "Let them take part again.",
     "export": "Write the newest adapter as a peft directory.",
+    "publish": "Have hosts serve a finished adapter by its name.",
     "report": "Draw what peers have measured, on one page.",
     "id": "Print the peer id of this machine.",
     "invite": "Let somebody into a private run.",

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from blocks.checks import is_unicode
+from swarm.data.hub_names import HUB_PREFIX, parse_hub
 from swarm.errors import BadData
 
 MAX_ROW_BYTES = 16 * 2**20
-HUB_PREFIX = "hf:"
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 _MAX_MESSAGES = 4096
 _EXPECTED = "text; text and label; prompt and completion; messages; or instruction and output (input may be added)"
@@ -71,13 +71,15 @@ class Digest(Protocol):
 
 
 def check_files(sources: Iterable[Path]) -> None:
-    """Refuse files that cannot be read at all, before anything else is done for them. Names of the hub pass.
+    """Refuse files that cannot be read at all, and names that no data set of the hub has, before anything else is done
+    for them.
 
     Raises:
-        BadData: one is missing, unreadable, a directory, or of another kind.
+        BadData: one is missing, unreadable, a directory, of another kind, or no name.
     """
     for path in sources:
         if str(path).startswith(HUB_PREFIX):
+            parse_hub(str(path))
             continue
         if path.suffix.lower() not in SUFFIXES:
             raise BadData(f"{path} is none of .jsonl, .parquet and .txt; rename or convert it")

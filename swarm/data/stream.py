@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.data.encoding import Encoded, Tokenizer, answer_end, encode_row, label_ids
+from swarm.data.hub_names import HUB_PREFIX, parse_hub
 from swarm.data.labelled import Labelled, labelled_of
-from swarm.data.rows import HUB_PREFIX, Digest, LabelRow, Row, TextRow, read_rows
+from swarm.data.rows import Digest, LabelRow, Row, TextRow, read_rows
 from swarm.data.tables import read_dataset, read_hub
 from swarm.errors import BadCheckpoint, BadData
 
@@ -169,6 +170,9 @@ def load_samples(
     """
     if not sources:
         raise BadData("no data files were given; use --data FILE")
+    for source in sources:
+        if _is_of_hub(source):  # said before the first one is read, which may take long
+            parse_hub(str(source))
     digest = hashlib.sha256(f"{sequence_length}".encode())
     rows = (row for source in sources for row in _rows(source, digest))
     names = ", ".join(str(each) if isinstance(each, (str, Path)) else type(each).__name__ for each in sources[:3])
@@ -182,9 +186,13 @@ def load_samples(
 def _rows(source: object, digest: Digest) -> Iterator[Row]:
     if not isinstance(source, (str, Path)):
         return read_dataset(source, digest)
-    if str(source).startswith(HUB_PREFIX):
+    if _is_of_hub(source):
         return read_hub(str(source), digest)
     return read_rows(Path(source), digest)
+
+
+def _is_of_hub(source: object) -> bool:
+    return isinstance(source, (str, Path)) and str(source).startswith(HUB_PREFIX)
 
 
 def samples_from_text(texts: Iterable[str], tokenizer: Tokenizer, sequence_length: int) -> SampleSet:

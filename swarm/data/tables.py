@@ -6,14 +6,13 @@ What a row may be is for data_rows.py. pyarrow and datasets are imported when th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from swarm.data.hub_names import parse_hub
 from swarm.data.rows import MAX_ROW_BYTES, Digest, Row, row_of
 from swarm.errors import BadData
 
-_HUB_NAME = re.compile(r"hf:(?P<name>[^:\s]{1,512})(?::(?P<split>[^\s]{1,128}))?")
 _MAX_ROWS = 50_000_000  # a stream may have no end
 _BATCH_ROWS = 256
 _CHUNK_BYTES = 1 << 20
@@ -75,18 +74,15 @@ def read_hub(text: str, digest: Digest) -> Iterator[Row]:
     Raises:
         BadData: there is no such data set or split, the hub is out of reach, or a row lacks the expected fields.
     """
-    found = _HUB_NAME.fullmatch(text)
-    if found is None:
-        raise BadData(f"'{text[:80]}' names no data set; use hf:OWNER/NAME or hf:OWNER/NAME:SPLIT")
+    name, split = parse_hub(text)
     try:
         import datasets
     except ImportError:
         raise BadData(f"{text} is on the hub, and the package datasets is not installed; {_INSTALL}") from None
-    split = found["split"] or "train"
     try:
-        loaded = datasets.load_dataset(found["name"], split=split)
+        loaded = datasets.load_dataset(name, split=split)
     except datasets.exceptions.DatasetNotFoundError:
-        raise BadData(f"the hub has no data set '{found['name']}' for you; check the name, or log in") from None
+        raise BadData(f"the hub has no data set '{name}' for you; check the name, or log in") from None
     except (ConnectionError, OSError) as error:
         raise BadData(f"{text} cannot be fetched ({_line(error)}); check the network") from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -22,6 +22,7 @@ from swarm.gateway.failures import ApiFailure
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from peers.published.catalogue import Published
     from swarm.model import SwarmModel
     from swarm.peer import Peer
 
@@ -93,14 +94,14 @@ class Models:
 
 @dataclass(eq=False, frozen=True, kw_only=True)
 class Served:
-    """One name under which text can be asked for: a run's adapter; or without it the base model, `through` the blocks
-    of any run on it.
+    """One name under which text can be asked for: a run's adapter (True), or one that was published in it; or without
+    any the base model, `through` the blocks of any run on it.
     """
 
     name: str
     words: Words
     through: tuple[Models, ...]
-    adapter: bool
+    adapter: bool | Published
     is_live: Callable[[Peer], bool]
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -110,7 +111,7 @@ class Served:
 
     def plain(self) -> dict[str, object]:
         """As /v1/models lists it; `can_chat` is for the page."""
-        owner = "swarmtune-adapter" if self.adapter else "swarmtune-base"
+        owner = "swarmtune-base" if self.adapter is False else "swarmtune-adapter"
         head = {"id": self.name, "object": "model", "created": self.created, "owned_by": owner}
         return {**head, "can_chat": self.words.can_chat}
 

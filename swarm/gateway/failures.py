@@ -52,7 +52,7 @@ def failure_of(error: BaseException) -> ApiFailure | None:
     match error:
         case ApiFailure():
             return error
-        case NoRoute():
+        case NoRoute() | Refused(code=RefusalCode.ADAPTER):
             return ApiFailure(503, _line(error), "no_route", retry_seconds=NO_ROUTE_SECONDS)
         case Refused(code=RefusalCode.FULL | RefusalCode.BUSY):
             return ApiFailure(503, _line(error), "swarm_is_full", retry_seconds=BUSY_SECONDS)

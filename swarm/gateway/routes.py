@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -40,7 +41,7 @@ class Gateway:
     An answer has `most_tokens` at most, and `default_tokens` where a chat asks for no number.
     """
 
-    catalog: dict[str, Served]
+    catalog: Mapping[str, Served]
     desk: Desk
     watch: SwarmWatch
     metrics: Metrics

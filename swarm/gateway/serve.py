@@ -21,6 +21,7 @@ from swarm.gateway.desk import Desk, DeskLimits
 from swarm.gateway.door import DoorRules
 from swarm.gateway.host_names import LOCAL_NAMES, clean_name, is_loopback
 from swarm.gateway.keys import NO_LIMITS, AskerLimits, read_keys
+from swarm.gateway.live_catalog import LiveCatalog
 from swarm.gateway.metrics import Metrics
 from swarm.gateway.routes import Gateway
 from swarm.gateway.watching import SwarmWatch, WatchConfig
@@ -98,7 +99,7 @@ class GatewayServer:
         metrics = Metrics(watch)
         speculation = Speculation(lookup=LOOKUP_TOKENS) if config.lookup else PLAIN
         self.gateway = Gateway(
-            catalog=make_catalog(peers, read_words, watch.is_live),
+            catalog=LiveCatalog(make_catalog(peers, read_words, watch.is_live), watch.published),
             desk=Desk(config.desk, metrics, speculation=speculation, num_threads=config.num_threads),
             watch=watch,
             metrics=metrics,

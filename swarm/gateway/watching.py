@@ -15,6 +15,7 @@ from swarm.gateway.sightings import Sightings
 from swarm.reports.status import unserved
 
 if TYPE_CHECKING:
+    from peers.published.catalogue import Published
     from swarm.peer import Peer
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,11 @@ class SwarmWatch:
     def is_live(self, peer: Peer) -> bool:
         """Whether every block of a peer's run had a holder at the last look."""
         return not self.sightings[peer].unserved
+
+    def published(self) -> dict[Peer, tuple[Published, ...]]:
+        """The adapters that each run had published at the last look."""
+        seen = self.sightings.items()
+        return {peer: () if each.status is None else each.status.catalogue.adapters for peer, each in seen}
 
     def unserved(self) -> dict[str, list[int]]:
         """Blocks without a live holder, by the name of the run that lacks them."""

@@ -43,6 +43,8 @@ class Announcer:
         self.host: Host | None = None
         """What is held; None while it is being loaded."""
         self.sealed = b""
+        self.adapters: Callable[[], tuple[bytes, ...]] = tuple
+        """Marks of the published adapters that are served with what is held."""
         self.away = ""
         """Why this peer is no host now, one of peers.records.AWAY."""
         self._node, self._nickname = node, nickname
@@ -94,7 +96,7 @@ class Announcer:
             NetworkFailed: the others cannot be told.
         """
         self.given.end()
-        self.host, self.away = None, ""
+        self.host, self.away, self.adapters = None, "", tuple
         await self.announce()
 
     async def announce(self) -> None:
@@ -131,6 +133,7 @@ class Announcer:
             moves_to=None if behind_nat else place.moves_to or (place.span if host is None else None),
             served_tokens=given.served_tokens,
             trained_tokens=given.trained_tokens,
+            adapters=self.adapters(),
             expires_at=node.network.dht_time() + RECORD_LIFE_SECONDS,
         )
         self.sealed = seal_record(node.network.identity, record)

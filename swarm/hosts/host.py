@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from averaging.unit_round import UnitInput
-from blocks.adapters import add_version, drop_version, parameters_by_unit, unit_shapes
+from blocks.adapters import LoraSettings, add_version, drop_version, parameters_by_unit, unit_shapes
 from blocks.compute import SpanCompute
 from blocks.decoding.cache import SessionCaches
 from blocks.load import SpanModel, load_span
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 64
 _PROBE_BLOCKS = 4
+_PROBE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,8 +262,18 @@ def _measured(compute: SpanCompute, config: HostConfig) -> tuple[float, float]:
 
     A few blocks stand for all of them, as every second here is one later in the swarm.
     """
-    span, size = compute.model.span, compute.model.source.hidden_size
+    span = compute.model.span
     some = Span(span.start, min(span.end, span.start + _PROBE_BLOCKS))
+    forward, backward = _passes(compute, some, config)
+    share = len(some) / len(span)
+    speeds = share * _PROBE_TOKENS / sorted(forward)[1], share * _PROBE_TOKENS / sorted(backward)[1]
+    logger.info("device measured tokens_per_second=%.0f", speeds[0])
+    return speeds
+
+
+def _passes(compute: SpanCompute, some: Span, config: HostConfig) -> tuple[list[float], list[float]]:
+    """Seconds of three short passes through some blocks: forward, backward."""
+    size = compute.model.source.hidden_size
     hidden = torch.zeros(1, _PROBE_TOKENS, size, dtype=config.dtype, device=config.device)
     forward, backward = [], []
     for _ in range(3):
@@ -271,10 +283,32 @@ def _measured(compute: SpanCompute, config: HostConfig) -> tuple[float, float]:
         compute.backward(stash, hidden)
         forward.append(middle - began)
         backward.append(time.perf_counter() - middle)
-    share = len(some) / len(span)
-    speeds = share * _PROBE_TOKENS / sorted(forward)[1], share * _PROBE_TOKENS / sorted(backward)[1]
-    logger.info("device measured tokens_per_second=%.0f", speeds[0])
-    return speeds
+    return forward, backward
+
+
+async def measure_block_rate(source: ModelSource, config: HostConfig, lora: LoraSettings) -> float:
+    """Blocks x tokens this device computes each second, forward and backward, by one block that is loaded for it: for
+    whoever does not know yet what to hold. The fastest of some passes counts, as others may be at work here.
+
+    Raises:
+        BlockError: the block or the adapter settings do not fit.
+    """
+    thread = ComputeThread(num_threads=config.num_threads)
+    try:
+        return await thread.run(Priority.STEP, lambda: _block_rate(source, config, lora))
+    finally:
+        await asyncio.to_thread(thread.close)
+
+
+def _block_rate(source: ModelSource, config: HostConfig, lora: LoraSettings) -> float:
+    one = Span(config.span.start, config.span.start + 1)
+    model = load_span(source, one, dtype=config.dtype, device=config.device, quantize=config.quantize)
+    compute, began, fastest = SpanCompute(model, lora), time.perf_counter(), math.inf
+    while True:
+        forward, backward = _passes(compute, one, config)
+        fastest = min(fastest, min(forward) + min(backward))
+        if time.perf_counter() - began > _PROBE_SECONDS:
+            return _PROBE_TOKENS / fastest
 
 
 async def load_host(source: ModelSource, config: HostConfig, rules: RunRules, state: Path) -> Host:

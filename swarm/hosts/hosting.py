@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from averaging.averager import Averager, Link
 from averaging.hivemind_exchange import HivemindExchange
-from blocks.adapters import unit_digest
+from blocks.adapters import block_of, unit_digest
 from blocks.source import ModelSource
 from peers.chains.decode_service import DecodeParts, DecodeService
 from peers.chains.edge import Edge
@@ -18,12 +18,18 @@ from peers.chains.train_service import TrainService
 from peers.streams.messages import StreamKind
 from peers.streams.work_gate import WorkGate
 from peers.units.service import UnitsService
+from swarm.adapters.files import DIRECTORY as PUBLISHED_DIRECTORY
+from swarm.adapters.files import AdapterFiles
 from swarm.errors import BadCheckpoint
 from swarm.hosts.announcing import Announcer
 from swarm.hosts.host import Host
 from swarm.hosts.loading import HostingConfig, Load, load
+from swarm.hosts.memory import AdapterRoom
+from swarm.hosts.memory_now import free_bytes
 from swarm.hosts.pause_file import PauseFile
 from swarm.hosts.pausing import LEAVING, HostParts, Patience, Pauser, Switch, Withdrawal
+from swarm.hosts.published import PublishedAdapters, PublishedParts
+from swarm.hosts.published_shelf import PublishedShelf, ShelfParts
 from swarm.run_rules import averaging_config
 from swarm.units.company import Surroundings
 from swarm.units.handing_over import HandingOver
@@ -111,8 +117,10 @@ async def start_hosting(
         keeper = round_keeper(node, host, exchange)
         await keeper.catch_up(is_start=True)
         logger.info("caught up round=%d", host.round)
-        handing, safe = await serve_units(node, host, keeper)
-        train, decode, sessions = await _serve(node, host, chosen.source)
+        published, shelf = _published(node, host, chosen, announcer)
+        await published.begin()
+        handing, safe = await serve_units(node, host, keeper, shelf)
+        train, decode, sessions = await _serve(node, host, chosen.source, shelf)
         parts = HostParts(
             me=network.peer_id,
             host=host,
@@ -126,6 +134,7 @@ async def start_hosting(
         pauser = Pauser(Withdrawal(parts), Switch(file=PauseFile(state), hours=config.hours), state)
         await pauser.begin()
         undo.callback(pauser.close)
+        announcer.adapters = published.marks
         await announcer.arrived(host, lambda: sessions.served_tokens)
         undo.pop_all()
     works = {
@@ -135,6 +144,7 @@ async def start_hosting(
         "room for others' units": safe.run(),
         "pauses": pauser.run(),
         "session deadlines": _sweep(sessions),
+        "published adapters": published.run(),
     }
     tasks = [node.spawn(work, name) for name, work in works.items()]
     return Hosting(parts, announcer, handing, exchange, pauser), tasks
@@ -165,8 +175,10 @@ def round_keeper(node: Node, host: Holder, exchange: HivemindExchange) -> RoundK
     )
 
 
-async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> tuple[HandingOver, Safekeeping]:
-    """Answer those who fetch units or give them to keep; returns both sides of the latter."""
+async def serve_units(
+    node: Node, host: Holder, keeper: RoundKeeper, shelf: PublishedShelf | None = None
+) -> tuple[HandingOver, Safekeeping]:
+    """Answer those who fetch units, also of published adapters, or give them to keep; returns both sides of keeping."""
     company = keeper.company
     safe = Safekeeping(
         host,
@@ -175,11 +187,35 @@ async def serve_units(node: Node, host: Holder, keeper: RoundKeeper) -> tuple[Ha
         known=company.known,
         averaging=averaging_config(node.spec),
     )
-    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest))
+    await node.serve(StreamKind.UNITS, UnitsService(host, safe, unit_digest, shelf))
     return HandingOver(host, node.pool, company.others), safe
 
 
-async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate, WorkGate, DecodeService]:
+def _published(node: Node, host: Host, chosen: Load, announcer: Announcer) -> tuple[PublishedAdapters, PublishedShelf]:
+    """The adapters that are served beside the trained one, and who keeps them as the run's owner wants it."""
+    rules = host.rules
+    blocks = sorted(block_of(unit) for unit in rules.shapes)
+    files = AdapterFiles(node.config.state / PUBLISHED_DIRECTORY, rules.run, rules.layout, blocks)
+    shelf = PublishedShelf(ShelfParts(host.model, host.thread, rules.lora.name, files))
+    parts = PublishedParts(
+        watch=node.catalogue,
+        shelf=shelf,
+        files=files,
+        span=host.span,
+        shapes=rules.shapes,
+        adapter=rules.lora.name,
+        room=AdapterRoom(chosen.room.adapter_bytes, free_bytes),
+        spare_bytes=host.config.keep_bytes,
+        pool=node.pool,
+        records=lambda: node.router.found,
+        announce=announcer.announce,
+    )
+    return PublishedAdapters(parts), shelf
+
+
+async def _serve(
+    node: Node, host: Host, source: ModelSource, shelf: PublishedShelf
+) -> tuple[WorkGate, WorkGate, DecodeService]:
     """Answer others; returns the gates before training and texts, and the sessions of texts."""
     edge = Edge(hidden_size=source.hidden_size, max_positions=source.max_positions)
     decode = DecodeService(
@@ -189,10 +225,12 @@ async def _serve(node: Node, host: Host, source: ModelSource) -> tuple[WorkGate,
             thread=host.thread,
             shelf=host.shelf,
             drop_versions=host.drop_versions,
+            published=shelf.label,
         ),
         edge,
         node.pool,
     )
+    shelf.end_version = decode.end_version
     train = TrainService(host.trainer, host.shelf, edge, node.pool, host.drop_versions)
     gates = [WorkGate(service, node.network.peer_id, node.traffic.limit) for service in (train, decode)]
     await node.serve(StreamKind.TRAIN, gates[0])

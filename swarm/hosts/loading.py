@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from peers.placing.placement import pick_span
 from swarm.arguments import as_path
 from swarm.devices import DEVICES, DTYPES, pick_device, pick_dtype
 from swarm.errors import BadConfig
-from swarm.hosts.host import Host, HostConfig, load_host
+from swarm.hosts.host import Host, HostConfig, load_host, measure_block_rate
 from swarm.hosts.hours import Hours, parse_hours
 from swarm.hosts.memory import Allowance, Room, affordable
 from swarm.hosts.memory_now import free_bytes
@@ -125,14 +125,29 @@ async def choose(node: Node, config: HostingConfig, *, taken_bytes: int) -> Load
         most = min(most, allowance.most_blocks())
     if config.max_blocks is not None:
         most = min(most, config.max_blocks)
-    span = config.span or pick_span(
-        node.router.found, source.num_blocks, most, me=node.network.peer_id, now=node.network.dht_time()
-    )
+    span = config.span or await _pick(node, source, most, _host_config(config, Span(0, 1), dtype, device))
     if span.end > source.num_blocks:
         raise BadSpan(f"span {span} ends after the {source.num_blocks} blocks of {source.name}; use fewer")
     if allowance is not None:
         room = allowance.room(len(span), room)
     return Load(source=source, span=span, capacity=most, room=room, device=device, dtype=dtype)
+
+
+async def _pick(node: Node, source: ModelSource, most: int, config: HostConfig) -> Span:
+    """The span that the swarm lacks most, and that suits this device's speed where there are others to be measured by:
+    in the middle of their chains a slow one with room for many blocks would hold up all.
+    """
+    me, num_blocks = node.network.peer_id, source.num_blocks
+    rate = None
+    if most > 1 and any(record.peer != me for record in node.router.found):
+        rate = await measure_block_rate(source, config, lora_settings(node.spec))
+        logger.info("device measured block_rate=%.0f", rate)
+    return pick_span(node.router.found, num_blocks, most, me=me, now=node.network.dht_time(), block_rate=rate)
+
+
+def _host_config(config: HostingConfig, span: Span, dtype: torch.dtype, device: torch.device) -> HostConfig:
+    """How a span is computed here."""
+    return HostConfig(span=span, dtype=dtype, device=device, quantize=config.quantize, num_threads=config.num_threads)
 
 
 async def load(node: Node, chosen: Load, config: HostingConfig) -> Host:
@@ -147,13 +162,9 @@ async def load(node: Node, chosen: Load, config: HostingConfig) -> Host:
     logger.info("model found name=%s blocks=%s", source.name, span)
     host = await load_host(
         source,
-        HostConfig(
-            span=span,
-            dtype=chosen.dtype,
-            device=chosen.device,
-            quantize=config.quantize,
+        replace(
+            _host_config(config, span, chosen.dtype, chosen.device),
             cache_bytes=room.cache_bytes,
-            num_threads=config.num_threads,
             limits=room.limits,
             keep_bytes=config.keep_bytes,
             resume=config.resume,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from blocks.training.open_work import TrainingLimits
@@ -15,14 +16,31 @@ _LEAST_BESIDE_BYTES = 64_000_000  # for caches and work, however small the block
 _CACHE_SHARE = 0.25
 _STASH_SHARE = 0.25
 _HELD_SHARE = 0.5
+_ADAPTER_SHARE = 0.125  # for published adapters, which come and go
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """What a host may take beside its weights: bytes for KV caches, and the limits of work in flight."""
+    """What a host may take beside its weights: bytes for KV caches, the limits of work in flight, and bytes for
+    published adapters (None: no bound but what is free).
+    """
 
     cache_bytes: int
     limits: TrainingLimits = field(default_factory=TrainingLimits)
+    adapter_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """The memory for published adapters: `most_bytes` in all (None: no bound), and half of what is free then."""
+
+    most_bytes: int | None
+    free_bytes: Callable[[], int]
+
+    def has(self, num_bytes: int, *, already: int) -> bool:
+        """Whether so many bytes fit, beside those that adapters take `already`."""
+        is_allowed = self.most_bytes is None or already + num_bytes <= self.most_bytes
+        return is_allowed and num_bytes <= self.free_bytes() * FREE_SHARE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +96,11 @@ class Allowance:
             stash_bytes=min(wanted.limits.stash_bytes, int(left * _STASH_SHARE)),
             held_bytes=min(wanted.limits.held_bytes, int(left * _HELD_SHARE)),
         )
-        return Room(cache_bytes=min(wanted.cache_bytes, int(left * _CACHE_SHARE)), limits=limits)
+        return Room(
+            cache_bytes=min(wanted.cache_bytes, int(left * _CACHE_SHARE)),
+            limits=limits,
+            adapter_bytes=int(left * _ADAPTER_SHARE),
+        )
 
     def _work(self, num_blocks: int) -> int:
         """What must be left beside so many blocks."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class MemberCallback(TrainerCallback):  # type: ignore[misc]
     """Tells a member what its Trainer does. The member leaves the run at the end of training."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: Member, *, evaluate_rounds: bool = False) -> None:
+        self._member, self._evaluate_rounds = member, evaluate_rounds
+        self._passes = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
@@ -42,14 +43,33 @@ class MemberCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
     ) -> None:
-        """The optimizer has made a step."""
+        """The optimizer has made a step, and a round that was due is done."""
+        before = self._member.round
         self._member.step()
+        self._passes = 0
+        if self._evaluate_rounds and self._member.round > before:
+            control.should_evaluate = True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
     ) -> None:
-        """An evaluation is under way."""
+        """An evaluation is under way; this comes after each batch."""
+        self._passes += 1
         self._member.begin_evaluation()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """A set of held-out rows is through; there may be more of them."""
+        passes, self._passes = self._passes, 0
+        self._member.held_out.take_set(passes)
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> None:
+        """These rows were not for an evaluation."""
+        self._member.held_out.forget()
+        self._passes = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object) -> None:
         """What the Trainer has measured."""
@@ -71,11 +91,14 @@ def attach(
     host: str = "0.0.0.0",
     config: PeerConfig | None = None,
     ending: Ending | None = None,
+    evaluate_rounds: bool = False,
 ) -> Member:
     """Make a Trainer with a peft model a member of a run: `trainer.train()` then trains together with the others.
 
     The adapter starts from the run's newest state and is averaged by the run's rule at its rounds; all else is the
     Trainer's own. `host` and `config` are as in `swarm.member`. The member leaves the run when training ends.
+    With `evaluate_rounds` the Trainer also evaluates after every round, so that the run is told of each round's adapter
+    what these held-out rows give.
 
     Example: `swarm.attach(trainer, "swarm1:…"); trainer.train()`
 
@@ -90,8 +113,10 @@ def attach(
     model = trainer.model
     if not isinstance(model, nn.Module):
         raise BadConfig("this Trainer has no model yet; give it one, not model_init")
+    if evaluate_rounds and trainer.eval_dataset is None:
+        raise BadConfig("evaluate_rounds needs held-out rows, and this Trainer has none; give it eval_dataset")
     member = enter(model, run, host=host, config=config, ending=ending)
-    trainer.add_callback(MemberCallback(member))
+    trainer.add_callback(MemberCallback(member, evaluate_rounds=evaluate_rounds))
     return member
 
 

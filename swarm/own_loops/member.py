@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -24,6 +24,8 @@ from peers.config import NetworkConfig
 from swarm.api import CACHE, STATE, Target
 from swarm.api import enter as enter_run
 from swarm.errors import BadConfig
+from swarm.own_loops.counting import Counter
+from swarm.own_loops.held_out import HeldOut, ToldRun
 from swarm.own_loops.step_gate import Stance, StepGate
 from swarm.own_loops.taking_part import LoopState, OwnModel, TakingPart
 from swarm.peer import Peer
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LONG_STEP_SECONDS = 5.0  # a longer step is not begun while a round's group forms, which would wait for its end
-_NO_LABEL = -100
 _NOTE_SECONDS = 0.1  # between two lines of metrics
 _MOST_LOSS = 1e6
+_LAST_SUMS_SECONDS = 10.0  # how long who leaves waits until its last sums are told and the others' have come
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,8 @@ class Member:
         self.peer = peer
         self._part, self._gate, self._ending = part, part.units.gate, ending
         self._counter = Counter(module)
+        self.held_out = HeldOut(module, ToldRun(peer, part))
+        """What the loop's evaluations give, for the callbacks of libraries."""
         self._hooks: list[RemovableHandle] = []
         self._steps = self._samples = self._tokens = 0
         self._began_at, self._noted_at = time.monotonic(), -math.inf
@@ -84,6 +88,7 @@ class Member:
         if self._is_closed:
             raise BadConfig("this member has left its run, as its training had ended; make a new one to train on")
         self._gate.rest()
+        self.held_out.end()
         self.peer.loop.run(self._part.units.restart())
         self._part.units.steps.optimizer = optimizer
         for hook in self._hooks:
@@ -104,6 +109,7 @@ class Member:
         tokens = counted[1] if tokens is None else tokens
         check_whole(BadConfig, "samples", samples, 0)
         check_whole(BadConfig, "tokens", tokens, 0)
+        self.held_out.forget()
         self._steps += 1
         self._tokens += tokens
         if loss is not None:
@@ -113,8 +119,18 @@ class Member:
             self.peer.loop.loop.call_soon_threadsafe(lambda: self._part.units.count(samples=samples, tokens=tokens))
         self._gate.train(self._should_wait)
 
-    def report(self, *, loss: float | None = None, held_out: float | None = None) -> None:
-        """What the loop has measured: mean losses per token in nats, in training and on held-out text."""
+    def report(
+        self, *, loss: float | None = None, held_out: float | None = None, held_out_tokens: int | None = None
+    ) -> None:
+        """What the loop has measured: mean losses per token in nats, in training and on held-out text. With the number
+        of held-out tokens, said within an evaluation, that is what it tells the run of it, whatever its forward passes
+        gave.
+
+        Raises:
+            BadConfig: no evaluation is under way, or there is no held-out loss of so many tokens.
+        """
+        if held_out_tokens is not None:
+            self.held_out.give(held_out, held_out_tokens)
         self._loss = self._loss if loss is None else float(loss)
         if held_out is not None:
             self._held_out = float(held_out)
@@ -135,18 +151,24 @@ class Member:
         """The loop does not train from here on, until `end_evaluation`: rounds may read the adapter, not change it."""
         if self._gate.stance == Stance.TRAINING:
             self._gate.read()
+        self.held_out.begin()
 
     def end_evaluation(self) -> None:
-        """The loop goes on to train, once a round that waited for this is done."""
+        """The loop goes on to train, once a round that waited for this is done. Where the adapter was exactly that of
+        a round, the run is told the loss that was measured, summed over tokens with a label.
+        """
+        self.held_out.end()
         if self._gate.stance == Stance.READING:
             self._gate.train()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Both in one, around an evaluation between two steps."""
+        self.held_out.forget()
         self.begin_evaluation()
         try:
             yield
+            self.held_out.take_set()
         finally:
             self.end_evaluation()
 
@@ -168,7 +190,10 @@ class Member:
         if self._is_closed:
             return
         self._is_closed = True
+        self.held_out.close()
         try:
+            if self._is_in_run():
+                self.peer.loop.run(self._part.evaluations.finish(_LAST_SUMS_SECONDS))
             if not self.wait_for_round(self._ending.last_round, seconds=self._ending.seconds):
                 logger.warning(
                     "round %d was not done within %.0f s; this member leaves at round %d",
@@ -224,42 +249,6 @@ class Member:
             self._is_alone = True
             logger.error("this member is out of its run, and trains on alone: %s", failure)
         return failure is None
-
-
-class Counter:
-    """Counts what a model is trained on: rows and tokens with a label, in forward passes that keep a graph.
-
-    Tokens are summed where the labels are, and read once a step.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._rows = 0
-        self._tokens: list[torch.Tensor] = []
-        self._handle = module.register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def take(self) -> tuple[int, int]:
-        """Rows and tokens since the last call."""
-        found = self._rows, sum(int(count) for count in self._tokens)
-        self._rows, self._tokens = 0, []
-        return found
-
-    def close(self) -> None:
-        """Count no more."""
-        self._handle.remove()
-
-    def _see(self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        labels, ids = kwargs.get("labels"), kwargs.get("input_ids", args[0] if args else None)
-        rows = next((each for each in (labels, ids) if isinstance(each, torch.Tensor)), None)
-        if rows is None or rows.dim() == 0:
-            return
-        self._rows += rows.shape[0]
-        if rows is labels:
-            rows = (rows[..., 1:] if rows.dim() > 1 else rows) != _NO_LABEL
-            self._tokens.append(rows.sum())
-        else:
-            self._tokens.append(torch.tensor(rows.numel()))
 
 
 def member(

@@ -21,10 +21,12 @@ from swarm.hosts.contributions import Contributions, Given
 from swarm.hosts.hosting import round_keeper, save_all, serve_units
 from swarm.hosts.loading import run_rules
 from swarm.hosts.pausing import LEAVE_SECONDS
+from swarm.own_loops.evaluations import OwnEvaluations
 from swarm.own_loops.step_gate import StepGate
 from swarm.own_loops.units import OwnUnits
 from swarm.run_model import find_run_model
 from swarm.run_rules import averaging_config
+from swarm.training.jobs import swarm_view
 from swarm.units.handing_over import HandingOver
 from swarm.units.rounds import RoundKeeper
 
@@ -76,6 +78,7 @@ class TakingPart:
         self.sealed = b""
         """This peer's record as it was last announced."""
         self.state: LoopState | None = None
+        self.evaluations = OwnEvaluations(swarm_view(node), self.units, node.metrics.note)
         self._node, self._nickname = node, nickname
         self._away = ""
         self._given = given
@@ -120,16 +123,18 @@ class TakingPart:
 
     async def tell(self) -> None:
         """Keep both records in the directory, until cancelled."""
-        told_at, told_round, told = self._node.network.dht_time(), self.units.round, self.state
+        told_at, told_round = self._node.network.dht_time(), self.units.round
+        told: tuple[LoopState | None, int | None] = self.state, None
         while True:
             await asyncio.sleep(_BETWEEN_SECONDS)
             now = self._node.network.dht_time()
             if self.units.round != told_round or abs(now - told_at) > _LIFE_SECONDS / 2:
                 told_at, told_round = now, self.units.round
                 await self.announce()
-            if self.state is not None and self.state != told:
-                told = self.state
-                await self._tell_state(told, now)
+            news = self.state, self.evaluations.announced
+            if self.state is not None and news != told:
+                told = news
+                await self._tell_state(self.state, now)
 
     async def watch(self) -> None:
         """Stay out of rounds while the loop does not come to its boundaries, until cancelled."""
@@ -171,6 +176,7 @@ class TakingPart:
             await save_all(self.units, self.keeper, self._handing)
             await self._given.save()
         finally:
+            await self.evaluations.close()
             await self._exchange.stop()
 
     async def _tell_state(self, state: LoopState, now: float) -> None:
@@ -185,6 +191,7 @@ class TakingPart:
                 tokens_per_second=state.tokens_per_second,
                 step=state.step,
                 round=self.units.round,
+                evaluated=None if self._away else self.evaluations.announced,
                 left=bool(self._away),
                 expires_at=now + _LIFE_SECONDS,
             )
@@ -226,6 +233,7 @@ async def start_taking_part(node: Node, own: OwnModel) -> TakingPart:
         "units for keepers": handing.run(),
         "room for others' units": safe.run(),
         "what is told of the loop": part.tell(),
+        "held-out sums of the loop": part.evaluations.run(),
         "steps of the loop": part.watch(),
     }
     for name, work in works.items():

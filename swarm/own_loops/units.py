@@ -114,6 +114,15 @@ class OwnUnits:
             for unit in states:
                 self._close_books(unit, lost[unit])
 
+    async def shared_round(self) -> int | None:
+        """The round whose result the parameters are, all of them and nothing else; None where they are not. The loop
+        must not be training.
+        """
+        async with self.gate.visit(Stance.READING):
+            rounds = {self.round, *(state.round for state in self.units.values())}
+            is_shared = len(rounds) == 1 and await asyncio.to_thread(self._book.is_as_agreed)
+            return self.round if is_shared else None
+
     async def restart(self) -> None:
         """Put the state as of the last round in place of what the loop has in its parameters now."""
         await self.adopt(self.units, self.round)

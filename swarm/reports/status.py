@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 
 from blocks.spans import Span
 from peers.network import PeerId
+from peers.published.catalogue import Catalogue, Published
 from peers.records import Keeping, PeerRecord, ProgressRecord, TrainerRecord
-from swarm.reports.traffic import MAX_ASKED, Traffic, ask_traffic, traffic_plain, traffic_rows
+from swarm.adapters.spreading import spread_of
+from swarm.reports.traffic import MAX_ASKED, Traffic, ask_traffic, size_words, traffic_plain, traffic_rows
 
 if TYPE_CHECKING:
     from swarm.node import Node
+
+NOTHING_PUBLISHED = Catalogue(run="")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """One look at a run. `missing` are blocks that nobody holds; `paused` are peers that have some but serve nobody
-    now; `members` average what they train and serve nobody else; `traffic` is of the hosts that answered.
+    now; `members` average what they train and serve nobody else; `traffic` is of the hosts that answered; `catalogue`
+    lists the published adapters.
     """
 
     run: str
@@ -30,6 +35,7 @@ class Status:
     paused: tuple[PeerRecord, ...] = ()
     members: tuple[PeerRecord, ...] = ()
     traffic: Traffic = field(default_factory=dict)
+    catalogue: Catalogue = NOTHING_PUBLISHED
 
     @property
     def round(self) -> int:
@@ -61,6 +67,7 @@ class Status:
             "members": [_given(member) for member in self.members],
             "trainers": [_trainer(trainer) for trainer in self.trainers],
             "traffic": traffic_plain(self.traffic),
+            "adapters": [self._adapter(each) for each in self.catalogue.adapters],
         }
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -112,9 +119,28 @@ class Status:
             if peer.trained_tokens or peer.served_tokens
         ]
 
+    def adapter_rows(self) -> list[tuple[str, ...]]:
+        """For a table with `ADAPTER_COLUMNS`: the published adapters, by name."""
+        rows: list[tuple[str, ...]] = []
+        for adapter in self.catalogue.adapters:
+            spread = spread_of(self.hosts, adapter, self.num_blocks)
+            hosts = f"{len(spread.having)} of {len(self.hosts)}"
+            rows.append((adapter.name, hosts, str(spread.fewest), size_words(adapter.num_bytes)))
+        return rows
+
     def traffic_rows(self) -> list[tuple[str, ...]]:
         """For a table with `TRAFFIC_COLUMNS`."""
         return traffic_rows(self.traffic, {PeerId(host.peer): host.nickname for host in self.hosts if host.nickname})
+
+    def _adapter(self, adapter: Published) -> dict[str, object]:
+        spread = spread_of(self.hosts, adapter, self.num_blocks)
+        return {
+            "name": adapter.name,
+            "content": adapter.content.hex(),
+            "bytes": adapter.num_bytes,
+            "hosts": len(spread.having),
+            "hosts_per_block": spread.fewest,
+        }
 
     def _host(self, host: PeerRecord) -> dict[str, object]:
         progress = self.progress.get(host.peer)
@@ -134,6 +160,7 @@ class Status:
 
 _PAUSED_BY = {"hand": "hand", "hours": "its --hours"}
 COLUMNS = ("peer", "blocks", "round", "samples", "tokens/s", "dtype")
+ADAPTER_COLUMNS = ("published adapter", "hosts", "hosts per block, at least", "size")
 GIVEN_COLUMNS = ("peer", "tokens trained", "tokens served")
 
 
@@ -177,6 +204,7 @@ async def look(node: Node) -> Status:
         trainers=tuple(await node.directory.find_trainers(run)),
         paused=tuple(record for record in node.router.found if record.away in _PAUSED_BY),
         members=tuple(each for each in node.router.found if each.roles and not each.away and each.peer not in serving),
+        catalogue=await node.catalogue.look(),
         traffic=await ask_traffic(node.pool, [PeerId(host.peer) for host in hosts]),
     )
 

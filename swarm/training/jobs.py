@@ -39,6 +39,7 @@ from swarm.training.validation import Validation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from peers.published.catalogue import Published
     from swarm.node import Node
     from swarm.peer_config import PeerConfig
 
@@ -195,6 +196,7 @@ def build_model(
     ends: SharedClient,
     loop: asyncio.AbstractEventLoop,
     tokenizer: PreTrainedTokenizerBase | None,
+    published: Published | None,
 ) -> SwarmModel:
     """See Peer.model. Runs in the caller's thread."""
     source = find_run_model(node.spec, config.model, config.cache_dir)
@@ -208,7 +210,7 @@ def build_model(
         call_seconds=config.call_seconds,
     )
     blocks = RemoteBlocks(node.pool, node.routes(), node.whole, session, loop=loop)
-    return SwarmModel(client, tokenizer or load_tokenizer(source), blocks)
+    return SwarmModel(client, tokenizer or load_tokenizer(source), blocks, published)
 
 
 async def wait_for_round(node: Node, number: int, *, seconds: float) -> bool:

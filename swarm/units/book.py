@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from averaging.errors import BadTensors
 from averaging.merging import UnitView
 from averaging.unit_round import CONTROL, UnitInput, UnitResult, UnitRules, check_outer_state
@@ -143,6 +145,15 @@ class UnitBook:
                 tensors=live[unit],
             )
             self._restart(unit)
+
+    def is_as_agreed(self) -> bool:
+        """Whether every parameter is as its unit's state says, as far as its dtype can; nothing was trained on top."""
+        for unit, named in self._parameters.items():
+            agreed_tensors = self.states[unit].tensors
+            for name, parameter in named.items():
+                if not torch.equal(parameter.detach().cpu(), agreed_tensors[name].to(parameter.dtype)):
+                    return False
+        return True
 
     def inputs(self) -> dict[UnitId, UnitInput]:
         """What a round reads: copies of what is trained, fp32 on the CPU, beside what it began from."""

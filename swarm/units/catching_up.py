@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from averaging.averager import RoundOutcome
 from averaging.config import AveragingConfig
-from averaging.rounds import is_plausible, plausible_round
+from averaging.rounds import is_plausible, plausible_round, plausible_samples
 from blocks.adapters import unit_digest
 from blocks.errors import BadAdapter
 from blocks.spans import UnitId, parse_unit
@@ -120,7 +120,7 @@ class CatchUp:
             digest=unit_digest,
             seconds=self._config.fetch_seconds,
             moments=True,
-            check=lambda state: self._check(state, newest),
+            check=lambda state: self._check(state, newest, others),
             lost=set(self._distrusted),
         )
         able = self._config.can_ask(others)
@@ -135,7 +135,7 @@ class CatchUp:
         self._distrusted |= dict.fromkeys(fetching.lost - self._distrusted.keys(), now + _DISTRUST_SECONDS)
         return found
 
-    def _check(self, state: UnitState, newest: int) -> None:
+    def _check(self, state: UnitState, newest: int, others: Sequence[ProgressRecord]) -> None:
         """Refuse a state that cannot be; no round would take it, and nothing newer could come in its place.
 
         Raises:
@@ -147,6 +147,14 @@ class CatchUp:
                 f"run is at round {newest}"
             )
         check_state(state, self._host.rules.shapes)
+        own = self._host.units[state.unit]
+        totals = [record.total_samples for record in others]
+        most = plausible_samples(state.round, (own.round, own.total_samples), totals, self._config.averaging)
+        if state.total_samples > most:  # it is the clock of everybody's learning rate
+            raise BadAdapter(
+                f"{state.unit} is said to have learnt from {state.total_samples} samples by round {state.round}; at "
+                f"most {most} are believed"
+            )
 
 
 def _worth_asking(

@@ -78,7 +78,7 @@ class Company:
 
     def judge(self, outcome: RoundOutcome) -> None:
         """Ban whom most holders accuse after a round, and who has kept the others from theirs; for longer each time."""
-        spoilers = self._misses.saw(outcome.peers, outcome.missing) - outcome.offenders
+        spoilers = self._misses.saw(outcome.peers, outcome.missing | outcome.spoilers) - outcome.offenders
         for peers, why in (
             (outcome.offenders, "most holders had values from it that cannot be right"),
             (spoilers, "several rounds in a row failed because of it"),

@@ -26,6 +26,7 @@ from averaging.rounds import (
     gives_up_at,
     has_quorum,
     least_window,
+    plausible_samples,
     should_begin,
 )
 from averaging.unit_round import UnitInput
@@ -235,9 +236,10 @@ class RoundKeeper:
         """Tell the schedule what the whole run has seen: what rounds have counted, and all holders' samples since."""
         seen: dict[int, int] = {}
         own = self._host.counted()
+        most = plausible_samples(0, (0, 0), (), self._config.averaging)  # that one peer can have counted since a round
         for unit, state in self._host.units.items():
             block = parse_unit(unit)[1]
-            since = sum(r.samples for r in others if block in r.span and r.round == self._host.round)
+            since = sum(min(most, r.samples) for r in others if block in r.span and r.round == self._host.round)
             seen[block] = state.total_samples + since + own[unit].samples
         self._host.note_swarm_samples(seen)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from averaging.config import AveragingConfig
-from averaging.rounds import is_plausible
+from averaging.rounds import is_plausible, plausible_samples
 from blocks.spans import Span, UnitId, parse_unit
 from blocks.unit_state import UnitState, joined
 from peers.errors import Refused
@@ -113,6 +113,7 @@ class Safekeeping:
             raise Refused(f"there is no room here to keep {state.unit}", RefusalCode.FULL)
         if not answer.units:
             return
+        self._check_samples(state)
         await asyncio.to_thread(check_state, state, self._host.rules.shapes)
         try:
             await asyncio.to_thread(self._host.kept.put, state)
@@ -144,6 +145,17 @@ class Safekeeping:
         own_bytes = sum(4 * math.prod(shape) for shape in shapes[unit].values())
         if offer.num_bytes > _MAX_PARTS * own_bytes + _FILE_BYTES:
             raise Refused(f"{offer.num_bytes} bytes are too many for {unit}", RefusalCode.MALFORMED)
+
+    def _check_samples(self, state: UnitState) -> None:
+        """Refuse a unit that would put an end to the schedule of whoever takes it from here."""
+        own = self._host.round, self._host.total_samples()
+        totals = [record.total_samples for record in self._known()]
+        most = plausible_samples(state.round, own, totals, self._averaging)
+        if state.total_samples > most:
+            reason = (
+                f"{state.total_samples} samples by round {state.round} of {state.unit} are not believed, at most {most}"
+            )
+            raise Refused(reason, RefusalCode.MALFORMED)
 
     def _make_room(self, needed: int, *, but: UnitId | None = None) -> None:
         """Drop what is safe without this keeper, the oldest first, until `needed` bytes are free."""

@@ -15,11 +15,11 @@ import pytest
 
 from swarm.errors import EXPECTED_ERRORS
 from tests.errors_page import PAGE, entries, entry, met
-from tests.unit.errors_made import data, entering, holding, models, peers, running, serving
+from tests.unit.errors_made import data, entering, holding, models, peers, publishing, running, serving
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("blocks", "peers", "averaging", "swarm")
-PARTS = (entering, models, holding, data, running, serving, peers)
+PARTS = (entering, models, holding, data, running, publishing, serving, peers)
 MADE = {words: make for part in PARTS for words, make in part.MADE.items()}
 
 _NAMES = {"CONFIG_NAME": "swarm.toml"}  # values that a message always has

@@ -10,7 +10,6 @@ from parts.learning_rules import (
     LONG,
     MEAN,
     NESTEROV,
-    NESTEROV_50,
     SHORT,
     Row,
     all_rules,
@@ -29,26 +28,30 @@ from torch import Tensor
 from blocks.load import load_tokenizer
 
 RANK = 8
-RATES, FEW_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2)
+RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2), (3e-3,)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMOLLM2_RATE = 1e-3
 TABLE_COLUMNS = 120
-_TUNED_IN_QUICK = (MEAN, NESTEROV, NESTEROV_50)
-SMOLLM2_COURSE, SMOLLM2_SHORT, SMOLLM2_LONG = Course(steps=24, rows=1), SHORT, 12
+_TUNED_IN_QUICK = (MEAN, NESTEROV)
+SMOLLM2_COURSE = Course(steps=24, rows=1)
 SMOLLM2_TOKENS, SMOLLM2_ROWS = 128, 6
 SMOLLM2_CHARACTERS = 60_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much is done: the model, the course of every run, how many seeds, and whether each rule tries all rates."""
+    """How much is done: the model, the course of every run and that of rules with many local steps, how many seeds, and
+    whether each rule tries all rates.
+    """
 
     model: SmallModel = field(default_factory=SmallModel)
     course: Course = field(default_factory=lambda: Course(steps=200, rows=2))
+    long_course: Course = field(default_factory=lambda: Course(steps=1000, rows=2))
     tokens: int = 64
     tuning_rows: int = 24
     held_out_rows: int = 64
     rates: Sequence[float] = RATES
+    long_rates: Sequence[float] = LONG_RATES
     seeds: Sequence[int] = (0, 1)
     tunes_all: bool = True
     short: int = SHORT
@@ -60,6 +63,7 @@ class Size:
         return cls(
             model=SmallModel(steps=200),
             course=Course(steps=100, rows=2),
+            long_course=Course(steps=300, rows=2),
             rates=FEW_RATES,
             seeds=(0,),
             tunes_all=False,
@@ -74,24 +78,29 @@ def measure_small(bench: Bench, size: Size) -> tuple[list[Row], Values]:
     found, loss = make_small(size.model, before_NT, bench.directory / "small")
     bench.say(f"the small model has learnt Python sources: loss {loss:.3f}")
     data = _data(as_bytes, size.tokens, (size.tuning_rows, size.held_out_rows))
-    runs = Runs(Lab(found, rank=RANK, targets=ALL_LINEAR), data, size.course)
-    rules = list(all_rules(RANK, short=size.short, long=size.long).values())
+    lab = Lab(found, rank=RANK, targets=ALL_LINEAR)
+    short_rules, long_rules = (list(rules.values()) for rules in all_rules(RANK, short=size.short, long=size.long))
     if not size.tunes_all:
-        rules = [
-            rule if rule.rate_of or rule.name in _TUNED_IN_QUICK else replace(rule, rate_of=MEAN) for rule in rules
+        short_rules = [
+            rule if rule.rate_of or rule.name in _TUNED_IN_QUICK else replace(rule, rate_of=MEAN)
+            for rule in short_rules
         ]
-    rows = measure(runs, rules, size.rates, size.seeds, bench.say)
-    Console(stderr=True, width=TABLE_COLUMNS).print(
-        table("four peers with a kind of text each, against one process on all of it", rows)
-    )
+    runs = Runs(lab, data, size.course)
+    rows = measure(runs, short_rules, size.rates, size.seeds, bench.say)
+    # With few rounds a course must be long before there is anything to compare; one seed, as that takes its time.
+    long_rows = measure(Runs(lab, data, size.long_course), long_rules, size.long_rates, size.seeds[:1], bench.say)
+    for title, shown in (("against one process on all of it", rows), ("in a longer course", long_rows)):
+        Console(stderr=True, width=TABLE_COLUMNS).print(table(f"four peers with a kind of text each, {title}", shown))
     return rows, {
         "untrained_loss": round(runs.untrained.held_out_loss, 4),
         "reference_loss": round(rows[0].held_out_loss, 4),
         "samples": size.course.samples,
+        "long_samples": size.long_course.samples,
         "learning_rates": list(size.rates),
         "seeds": len(size.seeds),
         "rows": [row.to_plain() for row in rows],
-        **summary(rows),
+        "long_rows": [row.to_plain() for row in long_rows],
+        **summary(rows, long_rows),
     }
 
 
@@ -107,7 +116,7 @@ def measure_smollm2(bench: Bench, small: Sequence[Row]) -> Values:
     data = _data(encode, SMOLLM2_TOKENS, (1, SMOLLM2_ROWS))
     runs = Runs(Lab(model, rank=RANK, targets="auto"), data, SMOLLM2_COURSE)
     bench.say(f"SmolLM2 is loaded: loss {runs.untrained.held_out_loss:.3f}")
-    known = all_rules(RANK, short=SMOLLM2_SHORT, long=SMOLLM2_LONG)
+    known, _ = all_rules(RANK)
     rules = [replace(known[row.rule.name], rate_of="") for row in best_rules(small, 3)]
     rows = measure(runs, rules, (SMOLLM2_RATE,), (0,), bench.say)
     Console(stderr=True, width=TABLE_COLUMNS).print(table("the three best with SmolLM2-135M", rows))

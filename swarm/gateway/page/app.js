@@ -145,7 +145,7 @@ async function keepLooking() {
   for (;;) {
     if (!document.hidden) {
       try {
-        if (!$("model").options.length) await loadModels();
+        await loadModels();
         await look();
       } catch (error) {
         setState(error instanceof TypeError ? "the gateway does not answer" : error.message, "bad");

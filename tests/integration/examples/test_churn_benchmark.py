@@ -14,17 +14,20 @@ def stretch(*steps_at: float, struck_at: float = 10.0, loss: float = 2.0) -> Str
     return Stretch(story=story, loss=loss, equal=True)
 
 
+CALM = stretch(1.0, 2.0, 3.0)
+
+
 def test_seconds_lost_are_those_beyond_the_usual_steps_after_the_fault() -> None:
-    row = stretch(9.0, 10.0, 14.0, 15.0, 16.0).row(usual_step=1.0, calm_loss=2.0)
+    row = stretch(9.0, 10.0, 14.0, 15.0, 16.0).row(CALM)
     assert row == {"went_on": True, "seconds_lost": 2.0, "survivors_equal": True, "loss_gap": 0.0}
 
 
 def test_steps_that_are_faster_than_usual_lose_nothing() -> None:
-    assert stretch(9.0, 10.0, 10.5, 11.0).row(usual_step=1.0, calm_loss=2.0)["seconds_lost"] == 0.0
+    assert stretch(9.0, 10.0, 10.5, 11.0).row(CALM)["seconds_lost"] == 0.0
 
 
 def test_a_step_long_after_the_fault_is_not_going_on() -> None:
-    assert not stretch(9.0, 26.0, struck_at=10.0).row(usual_step=1.0, calm_loss=2.0)["went_on"]
+    assert not stretch(9.0, 26.0, struck_at=10.0).row(CALM)["went_on"]
 
 
 def test_a_gap_is_a_part_of_the_undisturbed_loss_and_signed() -> None:

@@ -19,10 +19,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     size = learning_setup.Size(
         model=SmallModel(hidden=32, layers=1, steps=4),
         course=Course(steps=8, rows=1),
+        long_course=Course(steps=16, rows=1),
         tokens=16,
         tuning_rows=2,
         held_out_rows=4,
         rates=(1e-2,),
+        long_rates=(1e-2,),
         seeds=(0,),
         short=4,
         long=8,
@@ -34,7 +36,13 @@ def test_every_rule_has_a_row_and_its_bytes(found: dict[str, object]) -> None:
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
     assert found.keys() >= {"rows", "best_rule", "best_gap_percent", "nesterov_50_gap_percent", "reference_loss"}
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) >= 20
+    assert len(rows) == len(found["rows"]) >= 18
+    far = {row["name"]: row for row in found["long_rows"]}
+    assert far.keys() == {
+        "one process",
+        "mean, 50 steps",
+        *(f"nesterov{name}, 50 steps" for name in ("", " scaffold", " int8")),
+    }
     reference, mean = rows["one process"], rows["mean"]
     assert reference["gap_percent"] == 0
     assert all(row["held_out_loss"] < math.log(256) + 1 for row in rows.values())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from peers.published.catalogue import Published
 from swarm.gateway.serve import GatewayConfig
 from swarm.gateway.sightings import Sightings
 from tests.integration.gateway.conftest import Served
@@ -160,3 +161,20 @@ def test_a_key_is_asked_for_and_kept(served: Served, browser: playwright.Browser
         page.reload()
         expect(page.locator("#title")).to_have_text("tales", timeout=SECONDS)
         expect(page.locator("#key-dialog")).to_be_hidden()
+
+
+def test_the_menu_of_models_follows_what_is_published(
+    served: Served, browser: playwright.Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect, stay = playwright.expect, ["tales", "news", "tiny-chat"]
+    pirate = Published(name="pirate", content=b"p" * 32, num_bytes=1)
+    with page_of(browser, served.gateway.url, tmp_path) as page:
+        options = page.locator("#model option")
+        expect(options).to_have_text(stay, timeout=SECONDS)
+        page.select_option("#model", "news")
+        with monkeypatch.context() as patch:
+            catalog = served.gateway.server.gateway.catalog
+            patch.setattr(catalog, "_published", lambda: {served.clients[0]: (pirate,)})
+            expect(options).to_have_text([*stay, "pirate"], timeout=SECONDS)
+            expect(page.locator("#model")).to_have_value("news")
+        expect(options).to_have_text(stay, timeout=SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -167,6 +168,40 @@ def test_waiting_ends_when_all_have_voted_or_one_says_no():
     assert rounds.is_decided(CLASS, {PeerId("b"): vote(complete=False)})
 
 
+VOTES = {"-": None, "x": vote(), "y": vote(digest=b"y"), "n": vote(complete=False), "o": vote(class_id=b"other")}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_who_spoils_a_class_is_the_only_one_without_whom_it_would_apply(size):
+    holders = "abcde"[:size]
+    for said in itertools.product(VOTES, repeat=size):
+        votes = {PeerId(name): VOTES[one] for name, one in zip(holders, said, strict=True) if VOTES[one] is not None}
+        named = rounds.spoiler(class_of(holders), votes)
+        if isinstance(rounds.decide(class_of(holders), votes, PeerId("a")), rounds.Applied) or size < 3:
+            assert named is None
+            continue
+        without = [
+            peer
+            for peer in holders
+            if isinstance(rounds.decide(class_of(holders.replace(peer, "")), votes, PeerId("z")), rounds.Applied)
+        ]
+        assert without in ([], [named]), "never two of them"
+        assert (named is None) == (without == [])
+
+
+def test_one_no_alone_is_waited_on_for_a_moment_to_see_whether_there_are_more():
+    all_of = {PeerId(name): vote() for name in "abc"}
+    no = {PeerId("a"): vote(complete=False)}
+    assert not rounds.is_judged(class_of("abc"), {})
+    assert not rounds.is_judged(class_of("abc"), {PeerId("a"): vote(), PeerId("b"): vote()})
+    assert rounds.is_judged(class_of("abc"), all_of)
+    assert not rounds.is_judged(class_of("abc"), no)
+    assert not rounds.is_judged(class_of("abc"), {**no, PeerId("b"): vote()})
+    assert rounds.is_judged(class_of("abc"), {**all_of, **no})
+    assert rounds.is_judged(class_of("abc"), {**no, PeerId("b"): vote(complete=False)}), "it is not the only one"
+    assert rounds.is_judged(CLASS, no), "of two neither can be judged"
+
+
 def test_a_round_is_proposed_when_enough_samples_are_in_and_not_twice():
     progress = [
         PeerProgress(peer=PeerId("a"), number=5, samples=60),
@@ -259,6 +294,23 @@ def test_one_claim_of_a_far_round_is_not_believed_and_most_peers_are():
     assert rounds.plausible_round(7, [far], CONFIG) == 7
     assert rounds.plausible_round(7, [8, far], CONFIG) == 8
     assert rounds.plausible_round(7, [7, far, far + 5], CONFIG) == far
+
+
+def test_samples_are_believed_as_far_as_rounds_can_have_counted_them_or_most_others_have_seen_them():
+    a_round = 64 * CONFIG.round_samples
+    for number, own, others, most in [
+        (0, (0, 0), [], a_round),
+        (4, (0, 0), [], 5 * a_round),
+        (4, (3, 70), [], 70 + 2 * a_round),
+        (4, (4, 70), [], 70 + a_round),
+        (3, (4, 70), [], 70 + a_round),  # an older one than ours
+        (4, (3, 70), [2**53], 70 + 2 * a_round),  # one alone is not most
+        (4, (3, 70), [2**53, 80], 70 + 2 * a_round),
+        (4, (3, 70), [9 * a_round, 2**53, 8 * a_round], 10 * a_round),
+        (4, (3, 70), [9 * a_round, 9 * a_round, 0, 0], 70 + 2 * a_round),
+        (4, (3, 70), [9 * a_round, 9 * a_round, 9 * a_round, 0], 10 * a_round),
+    ]:
+        assert rounds.plausible_samples(number, own, others, CONFIG) == most
 
 
 def test_two_groups_cannot_both_have_a_quorum_of_one_units_holders():

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging import ballot as ballots
 from averaging import signing
 from averaging.ballot import Ballot, Word, parse_word, word_of
 from averaging.errors import BadContribution
@@ -218,6 +219,29 @@ async def test_only_holders_vote_and_only_their_first_word_counts():
     async with asyncio.timeout(30):
         await ballot.settled()
     assert ballot.votes() == {b"c": {ann: good, bob: good}}
+
+
+async def test_after_the_first_no_the_others_are_heard_but_not_waited_for_longer_than_a_moment(monkeypatch):
+    ann, bob, cat = PeerId("ann"), PeerId("bob"), PeerId("cat")
+    unit_class = UnitClass(class_id=b"c", holders=(ann, bob, cat), units=(unit_of("default", 0),))
+    yes, no = (Vote(class_id=b"c", complete=complete, digest=b"d") for complete in (True, False))
+    ballot = Ballot(b"g", [unit_class], [ann, bob, cat])
+    ballot.hear(word(ann, yes))
+    ballot.hear(word(cat, no))
+    waiting = asyncio.create_task(ballot.settled())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ballot.hear(word(bob, yes))
+    async with asyncio.timeout(10):
+        await waiting
+    assert ballot.votes() == {b"c": {ann: yes, bob: yes, cat: no}}
+
+    monkeypatch.setattr(ballots, "_JUDGE_SECONDS", 0.01)
+    silent = Ballot(b"g", [unit_class], [ann, bob, cat])
+    silent.hear(word(cat, no))
+    async with asyncio.timeout(10):
+        await silent.settled()
 
 
 async def test_a_word_of_another_round_that_somebody_hands_on_does_not_stand_in_for_this_rounds():

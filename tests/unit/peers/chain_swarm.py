@@ -21,6 +21,7 @@ from peers.chains.edge import Edge
 from peers.errors import NoRoute
 from peers.info_service import InfoService
 from peers.network import PeerId
+from peers.published.catalogue import Published
 from peers.routes.paces import Paces
 from peers.routes.routing import EVERYBODY, Hop, HostView, RouteRules, pick_fast
 from peers.streams.answering import CallServer
@@ -55,6 +56,9 @@ class KnownRouter:
         if not usable:
             raise NoRoute("nobody is left")
         return pick_fast(usable, span, rules=rules)
+
+    def with_adapter(self, adapter: Published) -> KnownRouter:
+        return self
 
     def failed(self, peer: PeerId, reason: str) -> None:
         self.out.add(peer)

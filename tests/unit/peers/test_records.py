@@ -15,6 +15,7 @@ from peers.network import PeerId
 from peers.records import (
     AWAY,
     MAX_GIVEN_TOKENS,
+    MAX_PUBLISHED,
     MAX_SEALED_BYTES,
     Keeping,
     PeerRecord,
@@ -51,7 +52,7 @@ def progress(peer: str, **changes: object) -> ProgressRecord:
 def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
     host = replace(peer_record(ann.peer, Span(0, 15)), roles=("host", "trainer"))
     host = replace(host, capacity=20, pinned=True, since=990.0, moved=True, moves_to=Span(3, 9))
-    host = replace(host, served_tokens=MAX_GIVEN_TOKENS, trained_tokens=7)
+    host = replace(host, served_tokens=MAX_GIVEN_TOKENS, trained_tokens=7, adapters=(b"ABCDEFGH", b"abcdefgh"))
     assert open_record(seal_record(ann, host), PeerRecord, run=RUN, now=NOW) == host
     for away in AWAY:
         rests = replace(host, roles=(), away=away)
@@ -72,9 +73,17 @@ def test_every_record_comes_back_as_it_was(ann: Identity) -> None:
 def test_a_full_record_stays_under_four_kilobytes(ann: Identity) -> None:
     address = "/ip4/100.100.100.100/tcp/31337/p2p/" + "Q" * 46
     full = replace(peer_record(ann.peer, Span(0, 15)), addresses=(address,) * 4, nickname="n" * 48)
+    full = replace(full, adapters=tuple(bytes([number]) * 8 for number in range(MAX_PUBLISHED)))
     assert len(seal_record(ann, full)) < MAX_SEALED_BYTES / 2
     with pytest.raises(BadRecord, match="at most 4096 fit"):
         seal_record(ann, progress(ann.peer, span=Span(0, 1000), digests=b"x" * 8000))
+
+
+@pytest.mark.parametrize("adapters", [[b"7 bytes"], [b"9  bytes."], ["letters."], [b"8 bytes."] * 17, b"8 bytes.", 1])
+def test_marks_of_adapters_that_cannot_be_are_refused(ann: Identity, adapters: object) -> None:
+    payload = payload_of(peer_record(ann.peer, Span(0, 15)), ann) | {"adapters": adapters}
+    with pytest.raises(BadRecord, match="adapters"):
+        open_record(seal(ann, "peer", payload), PeerRecord, run=RUN, now=NOW)
 
 
 @pytest.mark.parametrize("held", [1, 128, 200])

@@ -63,6 +63,7 @@ class FakeHost:
     work: dict[UnitId, Counted] = field(default_factory=dict)
     stayed: list[set[UnitId]] = field(default_factory=list)
     adopted: list[Mapping[UnitId, UnitState]] = field(default_factory=list)
+    told_samples: int = 0
     rules: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(run="run-1", shapes=SHAPES))
 
     async def read_unit(self, wanted: UnitId, *, moments: bool) -> UnitState | None:
@@ -74,6 +75,9 @@ class FakeHost:
 
     def counted(self) -> dict[UnitId, Counted]:
         return {name: self.work.get(name, Counted()) for name in self.units}
+
+    def total_samples(self) -> int:
+        return max((state.total_samples for state in self.units.values()), default=0)
 
     async def adopt(self, states: Mapping[UnitId, UnitState], number: int, *, staying: Collection[UnitId] = ()) -> None:
         self.adopted.append(states)
@@ -89,7 +93,7 @@ class FakeHost:
             span=self.span,
             round=self.round,
             samples=0,
-            total_samples=0,
+            total_samples=self.told_samples,
             digests=b"".join(self.digests().get(block, bytes(8)) for block in self.span.blocks()),
             keeps=told(copies, self.span),
             expires_at=1e9,

@@ -187,7 +187,7 @@ def blocks_for(most: int, loop: LoopThread) -> RemoteBlocks:
 def test_a_text_longer_than_the_model_takes_is_refused_before_a_host_is_asked() -> None:
     loop = LoopThread()
     with pytest.raises(BadSession) as caught:
-        blocks_for(512, loop).prepare(length=500, max_new_tokens=13, plain=False)
+        blocks_for(512, loop).prepare(length=500, max_new_tokens=13, adapter=True)
     met("this model takes … tokens", caught.value)
     loop.close()
 
@@ -197,7 +197,7 @@ def test_the_model_of_a_peer_that_has_left_says_so() -> None:
     blocks = blocks_for(512, loop)
     loop.close()
     with pytest.raises(BadConfig, match=LEFT) as caught:
-        blocks.prepare(length=1, max_new_tokens=1, plain=False)
+        blocks.prepare(length=1, max_new_tokens=1, adapter=True)
     met("has left its run; enter it again", caught.value)
     blocks.close()
 

@@ -149,6 +149,8 @@ async def test_a_newer_state_of_the_same_bits_is_fetched_once_a_round_has_told_o
 class Rogue:
     """Answers fetches with whatever `reply` makes, or not at all; remembers how often it was asked."""
 
+    told_samples = 0
+
     def __init__(self, swarm: KeptSwarm, name: str, round_: int = 9) -> None:
         self.asked = 0
         self.swarm, self.name, self.round = swarm, name, round_
@@ -158,6 +160,7 @@ class Rogue:
         states = [trained(block, self.round) for block in BACK.blocks()]
         await self.swarm.add(self.name, BACK, *states)
         self.swarm.hosts[self.name].round = self.round
+        self.swarm.hosts[self.name].told_samples = self.told_samples
         await self.swarm.network.find(PeerId(self.name)).serve_stream("units", self.serve)
 
     async def serve(self, stream: ByteStream) -> None:
@@ -228,6 +231,13 @@ class Weighty(FromTheFuture):
     changes: ClassVar[dict[str, object]] = {"weight": 1e300}
 
 
+class Endless(FromTheFuture):
+    """Would put an end to everybody's schedule, and tells the same in its record."""
+
+    changes: ClassVar[dict[str, object]] = {"total_samples": 2**53}
+    told_samples = 2**53
+
+
 class Longer(FromTheFuture):
     """Goes on with what nobody asked for; the unit before that is as good as any."""
 
@@ -238,7 +248,7 @@ class Longer(FromTheFuture):
         stream.writer.write(b"\xff" * 4096)
 
 
-@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter, FromTheFuture, Weighty])
+@pytest.mark.parametrize("kind", [Rogue, Misshapen, WrongHash, TooLarge, Shorter, FromTheFuture, Weighty, Endless])
 async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm: KeptSwarm, kind: type[Rogue], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,6 +271,20 @@ async def test_who_stalls_or_lies_is_dropped_and_the_next_one_asked(
     swarm.now += 11
     await run(swarm, catch_up, is_start=True)
     assert rogue.asked == 2
+
+
+async def test_a_run_that_has_seen_far_more_than_its_rounds_tell_is_believed_if_most_say_so(swarm: KeptSwarm) -> None:
+    many = 100 * 64 * AveragingConfig().round_samples
+    states = [trained(block, 3, total_samples=many) for block in BACK.blocks()]
+    for told, expected in ((0, 0), (many, many)):
+        await newcomer(swarm)
+        new = swarm.hosts["new"]
+        for name in ("ann", "bob"):
+            (await swarm.add(name, BACK, *states)).told_samples = told
+        await run(swarm, catching_up(swarm, "new"))
+        assert {state.total_samples for state in new.units.values()} == {expected}
+        for name in ("new", "ann", "bob"):
+            swarm.lose(name)
 
 
 async def test_what_a_peer_sends_after_a_unit_costs_only_that_peer(swarm: KeptSwarm) -> None:

@@ -203,6 +203,11 @@ def test_generate_becomes_options(commands: Commands) -> None:
     options = asked_by(commands, "generate", TEXT, "Hello", "--speculate", "off", "--draft", "small")
     assert isinstance(options, GenerateOptions)
     assert (options.lookup, options.draft) == (False, "small")
+    for words, adapter in (((), True), (("--adapter", "pirate"), "pirate"), (("--no-adapter",), False)):
+        options = asked_by(commands, "generate", TEXT, "Hello", *words)
+        assert isinstance(options, GenerateOptions)
+        assert options.adapter == adapter
+    assert "do not go together" in call("generate", TEXT, "Hello", "--adapter", "pirate", "--no-adapter").output
 
 
 def test_serve_takes_several_runs(commands: Commands, tmp_path: Path) -> None:

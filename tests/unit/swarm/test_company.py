@@ -75,3 +75,20 @@ def test_who_fails_three_rounds_in_a_row_is_out_so_that_the_others_go_on(
         company.judge(outcome(3, missing=frozenset({BOB})))
     assert left(company) == [CAT]
     assert "round 3: peer bob is banned for 60 s: several rounds in a row failed because of it" in caplog.text
+
+
+def test_who_alone_says_no_three_rounds_in_a_row_is_out_and_not_for_one_bad_round(company: Company) -> None:
+    for number in (1, 2):
+        company.judge(outcome(number, spoilers=frozenset({BOB})))
+    company.judge(outcome(3))
+    for number in (4, 5):
+        company.judge(outcome(number, spoilers=frozenset({BOB})))
+    assert left(company) == [BOB, CAT]
+    company.judge(outcome(6, missing=frozenset({BOB})))
+    assert left(company) == [CAT], "by turns it is the same"
+
+
+def test_nobody_is_out_for_what_it_sees_of_itself(company: Company) -> None:
+    for number in range(1, 7):
+        company.judge(outcome(number, spoilers=frozenset({ME})))
+    assert company.banned() == set()

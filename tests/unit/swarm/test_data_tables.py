@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from swarm.data import tables as data_tables
-from swarm.data.rows import ChatRow, PairRow, Row, TextRow
+from swarm.data.hub_names import parse_hub
+from swarm.data.rows import ChatRow, PairRow, Row, TextRow, check_files
 from swarm.data.stream import load_samples
 from swarm.data.tables import read_dataset, read_hub
 from swarm.errors import BadData
@@ -119,10 +120,28 @@ def test_a_name_is_loaded_by_the_package_datasets(tmp_path: Path, monkeypatch: p
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf: x", "hf:a:b:c d"])
-def test_a_malformed_name_is_refused(text: str) -> None:
+MALFORMED = (
+    "hf:", "hf: x", "hf:a:b:c d", "hf::train", "hf:a/b/c", "hf:/a/b", "hf:a--b", "hf:a/..b", "hf:a/b-", "hf:.a",
+    "hf:a/b.git", "hf:ä/b", "hf:../x", "hf:a b/c", f"hf:{'a' * 97}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_name_is_refused_before_anything_is_read_or_entered(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadData, match="names no data set; use hf:OWNER/NAME"):
         list(read_hub(text, digest()))
+    with pytest.raises(BadData, match="names no data set; use hf:OWNER/NAME"):
+        check_files([Path(text)])
+    with pytest.raises(BadData, match="names no data set; use hf:OWNER/NAME"):
+        load_samples([tmp_path / "missing.jsonl", text], LetterTokenizer(), 64)
+
+
+def test_names_of_the_hub_are_taken_apart(tmp_path: Path) -> None:
+    assert parse_hub("hf:imdb") == ("imdb", "train")
+    assert parse_hub("hf:roneneldan/TinyStories:validation[:5%]") == ("roneneldan/TinyStories", "validation[:5%]")
+    assert parse_hub("hf:a_b/c-d.e_1") == ("a_b/c-d.e_1", "train")
+    assert parse_hub(f"hf:{tmp_path}") == (str(tmp_path), "train")
+    check_files([Path("hf:owner/name:test")])
 
 
 def test_a_name_that_the_hub_does_not_have_is_refused_in_one_line() -> None:

@@ -162,6 +162,10 @@ def altered(state: UnitState, **tensors: torch.Tensor) -> UnitState:
         (replace(trained(2), unit=UnitId("other/block.2")), "not one of this run's"),
         (trained(2, 68), "round 68 of default/block.2 with 4 samples is not believed"),
         (trained(2, 3, weight=1e300), "with 1e.300 samples is not believed"),
+        (
+            trained(2, total_samples=2**53),
+            "9007199254740992 samples by round 3 of .* are not believed, at most",
+        ),
         (replace(trained(2), digest=bytes(32)), "does not match its tensors"),
         (replace(trained(2), weight=-1.0), "negative weight"),
         (altered(trained(2), **{"a.lora_A": torch.ones(3, 3)}), "must be"),

@@ -117,3 +117,25 @@ def test_an_unknown_model_is_one_line_and_no_run(tmp_path: Path) -> None:
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "tales").exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "-", "a\nb", "a" * 65])
+def test_what_no_run_can_be_called_is_refused_before_the_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = call("--model", "nowhere", "--", name)
+    assert found.exit_code == 1
+    (line,) = found.output.splitlines()
+    assert line.startswith("Error: ")
+    assert ("NAME is ''; use a new directory, such as tales" if name == "" else "use 1 to 64 letters") in line
+    with pytest.raises(BadConfig):
+        swarm.init(name, "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_there_is_named_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    create_run(tmp_path / "tales", {"model": MODEL})
+    assert "exists already; choose another NAME" in call(str(tmp_path / "tales"), "--model", "nowhere").output
+    with pytest.raises(BadConfig, match="exists already"):
+        swarm.init(tmp_path / "tales", "nowhere")

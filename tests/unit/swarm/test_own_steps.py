@@ -8,7 +8,7 @@ from torch import nn
 from averaging.recipe import Recipe
 from blocks.spans import UnitId
 from blocks.training.local_rules import LocalRule
-from swarm.own_loops.member import Counter
+from swarm.own_loops.counting import Counter
 from swarm.own_loops.steps import OwnSteps
 
 UNIT = UnitId("default/block.0")

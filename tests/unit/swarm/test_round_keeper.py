@@ -15,6 +15,7 @@ from averaging.config import AveragingConfig
 from averaging.grouping import Meeting
 from averaging.rounds import Moment
 from blocks.spans import Span
+from blocks.training.ledger import Counted
 from peers.network import PeerId
 from peers.records import ProgressRecord
 from peers.routes.health import Health
@@ -44,13 +45,11 @@ class Host(FakeHost):
     """As FakeHost, and goes through rounds; `saved` are those with which it wrote its checkpoint."""
 
     saved: list[int] = field(default_factory=list)
+    noted: Mapping[int, int] = field(default_factory=dict)
     full: bool = False
 
-    def total_samples(self) -> int:
-        return 0
-
     def note_swarm_samples(self, samples_by_block: Mapping[int, int]) -> None:
-        pass
+        self.noted = samples_by_block
 
     async def read_inputs(self) -> dict[str, object]:
         return {}
@@ -151,3 +150,13 @@ async def test_what_is_the_same_is_not_told_again_at_once(tmp_path: Path) -> Non
     await teller.tell()
     assert await around.told() == before
     assert PeerId(before.peer) == ME
+
+
+async def test_one_peers_claim_of_samples_since_a_round_does_not_end_the_schedule(tmp_path: Path) -> None:
+    around = Around(tmp_path)
+    around.host.work = {unit(2): Counted(samples=5), unit(3): Counted(samples=5)}
+    a_round = 64 * AveragingConfig().round_samples
+    for samples, counted in ((7, 7), (a_round, a_round), (2**53, a_round)):
+        record = replace(around.host.record(), run=RUN, peer=ANN, samples=samples, total_samples=samples)
+        around.keeper._note_samples([record])
+        assert around.host.noted == {2: 9 + 5 + counted, 3: 9 + 5 + counted}

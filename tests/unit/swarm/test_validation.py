@@ -15,11 +15,12 @@ import pytest
 from peers.network import PeerId
 from peers.records import EvaluationRecord, TrainerRecord, check_record
 from swarm.reports.metrics import Value
-from swarm.training import validation
+from swarm.training import sums_of_all, validation
 from swarm.training.best_adapter import BEST, BestAdapter, read_best
 from swarm.training.evaluation_sums import LabelSums, Sums, label_sums, pack
+from swarm.training.sums_of_all import sums_of
 from swarm.training.trainer import SwarmView
-from swarm.training.validation import Validation, sums_of
+from swarm.training.validation import Validation
 from tests.fakes import RUN, FakeDirectory, fake_peer_id
 
 ANN, BOB, CEM = (fake_peer_id(name) for name in ("ann", "bob", "cem"))
@@ -127,7 +128,7 @@ class Trainer:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(validation, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sums_of_all, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(validation, "_SETTLE_POLL_SECONDS", 0.001)
     return World()
 
