@@ -23,9 +23,11 @@ BOB = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Of this process, put back afterwards."""
+    """Of this process, as in a terminal's: Lightning ignores Ctrl-C from a failed fit on. Put back afterwards."""
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before, hook = [signal.getsignal(number) for number in numbers], sys.unraisablehook
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
     yield
     sys.unraisablehook = hook
     for number, handler in zip(numbers, before, strict=True):
