@@ -22,7 +22,7 @@ from peers.records import MAX_ADDRESSES, PeerRecord
 from peers.streams.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from swarm.adapters.finding import unknown_adapter
 from swarm.adapters.spreading import Spread, spread_of
-from swarm.adapters.watch import save_list
+from swarm.adapters.watch import LIST_NAME
 from swarm.config import RunSpec
 from swarm.errors import BadConfig
 from swarm.join_string import Join, RunDirectory, is_state
@@ -30,6 +30,7 @@ from swarm.node import Node, share
 from swarm.run import KEY_NAME, load_owner_key, public_bytes
 from swarm.run_model import find_run_model
 from swarm.run_rules import lora_settings
+from swarm.signed_lists import save_list
 
 if TYPE_CHECKING:
     from swarm.peer_config import PeerConfig
@@ -170,7 +171,7 @@ async def _known(node: Node, own: OwnRun) -> Catalogue:
 
 async def _sign(node: Node, own: OwnRun, catalogue: Catalogue) -> int:
     blob = sign_catalogue(catalogue, own.key)
-    await asyncio.to_thread(save_list, own.path, blob)
+    await asyncio.to_thread(save_list, own.path / LIST_NAME, blob)
     node.catalogue.take(open_catalogue(blob, owner=public_bytes(own.key), run=node.config.run))
     if not await node.catalogue.keep():
         logger.warning("no peer took the list now; it is in the run's directory, publish again when peers run")

@@ -15,7 +15,7 @@ from peers.errors import BadRecord
 from peers.published.catalogue import MAX_CATALOGUE_BYTES, Catalogue, newest, open_catalogue
 from swarm.errors import BadConfig
 from swarm.run import RunId
-from swarm.whole_file import replace_file
+from swarm.signed_lists import read_lists, save_list
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ class CatalogueWatch:
 
     async def read(self, *directories: Path) -> Catalogue:
         """The newest list that is known, with those in this peer's state and in `directories`."""
-        blobs = await asyncio.to_thread(_on_disk, [self._state, *directories])
+        places = [self._state, *directories]
+        found = await asyncio.to_thread(lambda: list(read_lists(places, LIST_NAME, most_bytes=MAX_CATALOGUE_BYTES)))
+        blobs = [blob for _, blob in found]
         self.newest = newest([self.newest, *await asyncio.to_thread(self._opened, blobs, "on disk")])
         return self.newest
 
@@ -70,7 +72,7 @@ class CatalogueWatch:
             return True
         if known.number > self._kept:
             try:
-                await asyncio.to_thread(save_list, self._state, known.blob)
+                await asyncio.to_thread(save_list, self._state / LIST_NAME, known.blob)
                 self._kept = known.number
             except BadConfig as error:
                 logger.warning("%s", error)
@@ -94,29 +96,3 @@ class CatalogueWatch:
                     self._refused.popitem(last=False)
                 logger.warning("a list of adapters was skipped where=%s reason=%s", where, error)
         return found
-
-
-def save_list(directory: Path, blob: bytes) -> None:
-    """Leave a signed list in a directory, replacing an older one whole.
-
-    Raises:
-        BadConfig: it cannot be written.
-    """
-    path = directory / LIST_NAME
-    try:
-        replace_file(path, blob)
-    except OSError as error:
-        raise BadConfig(f"{path} cannot be written ({error.strerror}); free space, or check its owner") from None
-
-
-def _on_disk(directories: Sequence[Path]) -> list[bytes]:
-    found = []
-    for directory in directories:
-        try:
-            with (directory / LIST_NAME).open("rb") as file:
-                found.append(file.read(MAX_CATALOGUE_BYTES + 1))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            logger.warning("%s cannot be read (%s); check its owner", directory / LIST_NAME, error.strerror)
-    return found

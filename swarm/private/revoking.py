@@ -17,7 +17,7 @@ from peers.private.membership import Role
 from peers.private.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
 from swarm.errors import BadConfig
 from swarm.run import RunId
-from swarm.whole_file import replace_file
+from swarm.signed_lists import read_lists, save_list
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,7 @@ def save_revoked(directory: Path, blob: bytes) -> None:
     Raises:
         BadConfig: it cannot be written.
     """
-    path = directory / REVOKED_NAME
-    try:
-        replace_file(path, blob)
-    except OSError as error:
-        raise BadConfig(f"{path} cannot be written ({error.strerror}); free space, or check its owner") from None
+    save_list(directory / REVOKED_NAME, blob)
 
 
 def sign_and_save(revoked: Revocations, key: Ed25519PrivateKey, directory: Path) -> bytes:
@@ -118,15 +114,7 @@ class RevocationWatch:
 
 def _on_disk(directories: Sequence[Path], owner: bytes, run: RunId) -> list[Revocations]:
     found: list[Revocations] = []
-    for directory in directories:
-        try:
-            with (directory / REVOKED_NAME).open("rb") as file:
-                blob = file.read(MAX_REVOKED_BYTES + 1)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            logger.warning("%s cannot be read (%s); check its owner", directory / REVOKED_NAME, error.strerror)
-            continue
+    for directory, blob in read_lists(directories, REVOKED_NAME, most_bytes=MAX_REVOKED_BYTES):
         found += _opened(blob, owner, run, str(directory))
     return found
 

@@ -278,11 +278,10 @@ async def test_a_run_that_has_seen_far_more_than_its_rounds_tell_is_believed_if_
     states = [trained(block, 3, total_samples=many) for block in BACK.blocks()]
     for told, expected in ((0, 0), (many, many)):
         await newcomer(swarm)
-        new = swarm.hosts["new"]
         for name in ("ann", "bob"):
             (await swarm.add(name, BACK, *states)).told_samples = told
         await run(swarm, catching_up(swarm, "new"))
-        assert {state.total_samples for state in new.units.values()} == {expected}
+        assert {state.total_samples for state in swarm.hosts["new"].units.values()} == {expected}
         for name in ("new", "ann", "bob"):
             swarm.lose(name)
 
