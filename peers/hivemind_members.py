@@ -16,9 +16,9 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from peers.errors import BadMembership, NetworkFailed, NotAdmitted
 from peers.hivemind_daemon import REFUSAL_SECONDS, Daemon, one_line, read_out
 from peers.network import PeerId
+from peers.owner_list import MAX_LIST_BYTES
 from peers.private.gate import MEMBER, Gate, MemberConfig, Shown
 from peers.private.membership import MAX_MEMBERSHIP_BYTES
-from peers.private.revocation import MAX_REVOKED_BYTES
 from peers.streams.fields import to_body
 from peers.streams.messages import Refusal, RefusalCode
 from peers.streams.wire import Frame, write_frame
@@ -88,7 +88,7 @@ class Members:
             async with asyncio.timeout(ASK_SECONDS):
                 reader, writer = await self._p2p.open_to_anybody(peer, self._protocol)
                 membership = await _read(reader, MAX_MEMBERSHIP_BYTES)
-                return Shown(membership, await _read(reader, MAX_REVOKED_BYTES))
+                return Shown(membership, await _read(reader, MAX_LIST_BYTES))
         except TimeoutError as error:
             raise NetworkFailed(f"no answer in {ASK_SECONDS:.0f} s") from error
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError) as error:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from peers.owner_list import MAX_LIST_BYTES
 from swarm.errors import BadConfig
 from swarm.whole_file import replace_file
 
@@ -24,12 +25,12 @@ def save_list(path: Path, blob: bytes) -> None:
         raise BadConfig(f"{path} cannot be written ({error.strerror}); free space, or check its owner") from None
 
 
-def read_lists(directories: Sequence[Path], name: str, *, most_bytes: int) -> Iterator[tuple[Path, bytes]]:
-    """What lies in the file `name` of each directory, whoever wrote it; one byte more than `most_bytes` at most."""
+def read_lists(directories: Sequence[Path], name: str) -> Iterator[tuple[Path, bytes]]:
+    """What lies in the file `name` of each directory, whoever wrote it; of one too long a part that shows it."""
     for directory in directories:
         try:
             with (directory / name).open("rb") as file:
-                yield directory, file.read(most_bytes + 1)
+                yield directory, file.read(MAX_LIST_BYTES + 1)
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -10,17 +10,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import msgpack
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peers.errors import BadRecord
 from peers.network import PeerId
+from peers.owner_list import MAX_LIST_BYTES, malformed, open_list, seal_list
 from peers.private.membership import MAX_LIFE_DAYS, SERIAL_BYTES, Membership
 
-MAX_REVOKED_BYTES = 4096  # a DHT value
-
-_FORMAT = 1
+_WHAT = "those revoked"
 _DOMAIN = b"swarmtune revoked 1\0"
 _HASH_BYTES = 16
 _MAX_MOMENT = 2**40
@@ -78,11 +75,10 @@ def sign_revocations(revoked: Revocations, owner: Ed25519PrivateKey) -> bytes:
         BadRecord: it does not fit into 4 kB.
     """
     lists = [[[name, at] for name, at in sorted(entries.items())] for entries in (revoked.peers, revoked.serials)]
-    body = bytes(msgpack.packb([revoked.run, revoked.number, *lists]))
-    blob = bytes(msgpack.packb([_FORMAT, body, owner.sign(_DOMAIN + body)]))
-    if len(blob) > MAX_REVOKED_BYTES:
+    blob = seal_list([revoked.run, revoked.number, *lists], owner, _DOMAIN)
+    if len(blob) > MAX_LIST_BYTES:
         raise BadRecord(
-            f"the list of those revoked takes {len(blob)} bytes, at most {MAX_REVOKED_BYTES} fit; revoke the serial of"
+            f"the list of those revoked takes {len(blob)} bytes, at most {MAX_LIST_BYTES} fit; revoke the serial of"
             " an --anyone invitation at once instead of its peers, or begin a new run from this one's adapter"
         )
     return blob
@@ -94,24 +90,16 @@ def open_revocations(blob: bytes, *, owner: bytes, run: str) -> Revocations:
     Raises:
         BadRecord: malformed, too large, of another run, or not signed by its owner.
     """
-    if len(blob) > MAX_REVOKED_BYTES:
-        raise BadRecord(f"a list of those revoked has {len(blob)} bytes; at most {MAX_REVOKED_BYTES} are allowed")
-    match _unpack(blob):
-        case [int(form), bytes(body), bytes(signature)] if type(form) is int and form == _FORMAT:
-            try:
-                Ed25519PublicKey.from_public_bytes(owner).verify(signature, _DOMAIN + body)
-            except (InvalidSignature, ValueError):
-                raise BadRecord("a list of those revoked is not signed by the run's owner") from None
-            match _unpack(body):
-                case [str(found), int(number), [*peers], [*serials]] if found == run and _is_count(number):
-                    return Revocations(
-                        run=run,
-                        number=number,
-                        peers=_entries(peers, _HASH_BYTES),
-                        serials=_entries(serials, SERIAL_BYTES),
-                        blob=blob,
-                    )
-    raise BadRecord("a list of those revoked is malformed or of another run")
+    match open_list(blob, owner, _DOMAIN, _WHAT):
+        case [str(found), int(number), [*peers], [*serials]] if found == run and _is_count(number):
+            return Revocations(
+                run=run,
+                number=number,
+                peers=_entries(peers, _HASH_BYTES),
+                serials=_entries(serials, SERIAL_BYTES),
+                blob=blob,
+            )
+    raise malformed(_WHAT)
 
 
 def newest(lists: list[Revocations]) -> Revocations:
@@ -126,7 +114,7 @@ def _entries(found: list[object], size: int) -> dict[bytes, int]:
             case [bytes(name), int(at)] if len(name) == size and type(at) is int and 0 <= at < _MAX_MOMENT:
                 entries[name] = at
                 continue
-        raise BadRecord("a list of those revoked is malformed")
+        raise malformed(_WHAT)
     return entries
 
 
@@ -136,11 +124,3 @@ def _is_count(number: int) -> bool:
 
 def _hash(peer: str) -> bytes:
     return hashlib.sha256(_DOMAIN + peer.encode()).digest()[:_HASH_BYTES]
-
-
-def _unpack(data: bytes) -> object:
-    try:
-        value: object = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, RecursionError, msgpack.UnpackException):
-        raise BadRecord("a list of those revoked is malformed") from None
-    return value

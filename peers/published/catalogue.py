@@ -10,18 +10,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import msgpack
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peers.errors import BadRecord
+from peers.owner_list import malformed, open_list, seal_list
 from peers.records import DIGEST_BYTES, MAX_PUBLISHED
 
-MAX_CATALOGUE_BYTES = 4096  # a DHT value
 MAX_ADAPTER_BYTES = 1 << 40
 CONTENT_BYTES = 32
 
-_FORMAT = 1
+_WHAT = "adapters"
 _DOMAIN = b"swarmtune published 1\0"
 _MAX_NUMBER = 2**40
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
@@ -86,8 +84,7 @@ def is_name(name: str) -> bool:
 def sign_catalogue(catalogue: Catalogue, owner: Ed25519PrivateKey) -> bytes:
     """The list as the owner's word, for `open_catalogue`."""
     listed = [[each.name, each.content, each.num_bytes] for each in catalogue.adapters]
-    body = bytes(msgpack.packb([catalogue.run, catalogue.number, listed]))
-    return bytes(msgpack.packb([_FORMAT, body, owner.sign(_DOMAIN + body)]))
+    return seal_list([catalogue.run, catalogue.number, listed], owner, _DOMAIN)
 
 
 def open_catalogue(blob: bytes, *, owner: bytes, run: str) -> Catalogue:
@@ -96,18 +93,10 @@ def open_catalogue(blob: bytes, *, owner: bytes, run: str) -> Catalogue:
     Raises:
         BadRecord: malformed, too large, of another run, or not signed by its owner.
     """
-    if len(blob) > MAX_CATALOGUE_BYTES:
-        raise BadRecord(f"a list of adapters has {len(blob)} bytes; at most {MAX_CATALOGUE_BYTES} are allowed")
-    match _unpack(blob):
-        case [int(form), bytes(body), bytes(signature)] if type(form) is int and form == _FORMAT:
-            try:
-                Ed25519PublicKey.from_public_bytes(owner).verify(signature, _DOMAIN + body)
-            except (InvalidSignature, ValueError):
-                raise BadRecord("a list of adapters is not signed by the run's owner") from None
-            match _unpack(body):
-                case [str(found), int(number), [*entries]] if found == run and _is_count(number, _MAX_NUMBER):
-                    return Catalogue(run=run, number=number, adapters=_adapters(entries), blob=blob)
-    raise BadRecord("a list of adapters is malformed or of another run")
+    match open_list(blob, owner, _DOMAIN, _WHAT):
+        case [str(found), int(number), [*entries]] if found == run and _is_count(number, _MAX_NUMBER):
+            return Catalogue(run=run, number=number, adapters=_adapters(entries), blob=blob)
+    raise malformed(_WHAT)
 
 
 def newest(lists: Iterable[Catalogue]) -> Catalogue:
@@ -135,11 +124,3 @@ def _adapters(entries: list[object]) -> tuple[Published, ...]:
 
 def _is_count(number: int, most: int) -> bool:
     return type(number) is int and 0 <= number < most
-
-
-def _unpack(data: bytes) -> object:
-    try:
-        value: object = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, RecursionError, msgpack.UnpackException):
-        raise BadRecord("a list of adapters is malformed") from None
-    return value

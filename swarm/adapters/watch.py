@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peers.errors import BadRecord
-from peers.published.catalogue import MAX_CATALOGUE_BYTES, Catalogue, newest, open_catalogue
+from peers.published.catalogue import Catalogue, newest, open_catalogue
 from swarm.errors import BadConfig
 from swarm.run import RunId
 from swarm.signed_lists import read_lists, save_list
@@ -56,7 +56,7 @@ class CatalogueWatch:
     async def read(self, *directories: Path) -> Catalogue:
         """The newest list that is known, with those in this peer's state and in `directories`."""
         places = [self._state, *directories]
-        found = await asyncio.to_thread(lambda: list(read_lists(places, LIST_NAME, most_bytes=MAX_CATALOGUE_BYTES)))
+        found = await asyncio.to_thread(lambda: list(read_lists(places, LIST_NAME)))
         blobs = [blob for _, blob in found]
         self.newest = newest([self.newest, *await asyncio.to_thread(self._opened, blobs, "on disk")])
         return self.newest

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peers.errors import BadRecord
 from peers.private.gate import Gate
 from peers.private.membership import Role
-from peers.private.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
+from peers.private.revocation import Revocations, newest, open_revocations, sign_revocations
 from swarm.errors import BadConfig
 from swarm.run import RunId
 from swarm.signed_lists import read_lists, save_list
@@ -114,7 +114,7 @@ class RevocationWatch:
 
 def _on_disk(directories: Sequence[Path], owner: bytes, run: RunId) -> list[Revocations]:
     found: list[Revocations] = []
-    for directory, blob in read_lists(directories, REVOKED_NAME, most_bytes=MAX_REVOKED_BYTES):
+    for directory, blob in read_lists(directories, REVOKED_NAME):
         found += _opened(blob, owner, run, str(directory))
     return found
 

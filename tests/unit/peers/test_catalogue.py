@@ -8,9 +8,9 @@ import msgpack
 import pytest
 
 from peers.errors import BadRecord
+from peers.owner_list import MAX_LIST_BYTES
 from peers.published.catalogue import (
     MAX_ADAPTER_BYTES,
-    MAX_CATALOGUE_BYTES,
     Catalogue,
     Published,
     is_name,
@@ -53,7 +53,7 @@ def test_a_signed_list_comes_back() -> None:
 
 def test_a_full_list_is_a_dht_value_and_takes_no_more() -> None:
     catalogue = full()
-    assert len(opened(catalogue).blob) <= MAX_CATALOGUE_BYTES
+    assert len(opened(catalogue).blob) <= MAX_LIST_BYTES
     with pytest.raises(BadRecord) as refused:
         catalogue.with_adapter(PIRATE)
     met("adapters are published, more are not served", refused.value)

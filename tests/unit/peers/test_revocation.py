@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from peers.errors import BadRecord
 from peers.network import PeerId
+from peers.owner_list import MAX_LIST_BYTES
 from peers.private.membership import Membership, Role
-from peers.private.revocation import MAX_REVOKED_BYTES, Revocations, newest, open_revocations, sign_revocations
+from peers.private.revocation import Revocations, newest, open_revocations, sign_revocations
 from tests.private_runs import Owner
 
 OWNER = Owner(run="tales")
@@ -101,7 +102,7 @@ def test_a_list_that_does_not_fit_says_what_to_do() -> None:
     revoked = EMPTY
     for number in range(150):
         revoked = revoked.with_peer(PeerId(f"Qm{number:044}"), 1_700_000_000)
-    assert len(sign_revocations(revoked, OWNER.key)) <= MAX_REVOKED_BYTES
+    assert len(sign_revocations(revoked, OWNER.key)) <= MAX_LIST_BYTES
     for number in range(150, 200):
         revoked = revoked.with_peer(PeerId(f"Qm{number:044}"), 1_700_000_000)
     with pytest.raises(BadRecord, match="revoke the serial"):
