@@ -35,7 +35,7 @@ class AveragingConfig:
     reduce_seconds: float = 30.0
     stall_seconds: float = 10.0
     vote_seconds: float = 5.0
-    part_bytes: int = 2**20
+    part_bytes: int = 2**21
     max_weight: float = 1e9
     max_rounds_ahead: int = 64
     max_update: float = 1e3

@@ -10,7 +10,7 @@ import torch
 from averaging.codecs import Codec
 from averaging.robust import Segment, combine, doubtful
 
-_PARTS_PER_REDUCER = 4  # enough that sending, summing and answering overlap in small classes too
+_PARTS_PER_REDUCER = 3  # sending, summing and answering overlap; each message more costs 1.7 ms of CPU
 _MIN_PART_BYTES = 2**14
 
 

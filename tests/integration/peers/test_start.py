@@ -27,8 +27,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the directories of this test's daemons are made; the path is short, as a socket's has to be."""
+def sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where the directories of this test's daemons are made; the path is short, as a socket's has to be.
+
+    pytest's own directories are made before, or they would lie in it.
+    """
     with tempfile.TemporaryDirectory() as directory:
         monkeypatch.setattr(tempfile, "tempdir", directory)
         yield Path(directory)
@@ -66,6 +69,12 @@ async def test_what_p2pd_says_against_its_start_is_told_without_its_clock(start:
     with pytest.raises(NetworkFailed, match=r"^p2pd did not start: [^0-9]") as caught:
         await start("ann", announce=("/nonsense/1",))
     met("p2pd did not start", caught.value)
+
+
+async def test_p2pd_is_of_its_peers_session_which_linux_schedules_as_one_and_not_hit_by_ctrl_c(start: Start) -> None:
+    ann = await start("ann")
+    assert os.getsid(ann.p2p.pid) == os.getsid(0)
+    assert os.getpgid(ann.p2p.pid) == ann.p2p.pid != os.getpgid(0)
 
 
 async def test_an_identity_in_use_on_this_machine_is_refused(start: Start) -> None:

@@ -49,11 +49,11 @@ def test_under_a_robust_mean_unlike_lines_still_count_and_nobody_reachable_is_no
 @pytest.mark.parametrize(
     ("links", "expected"),
     [
-        ([0.0, 0.0], 2**20),  # nobody knows its link
-        ([100.0, 0.0], 2**20),
+        ([0.0, 0.0], CONFIG.part_bytes),  # nobody knows its link
+        ([100.0, 0.0], CONFIG.part_bytes),
         ([0.8, 100.0], 100_000),
         ([1e-3, 100.0], 2**14),  # not smaller, or headers would be what is sent
-        ([math.nan, -1.0, math.inf], 2**20),
+        ([math.nan, -1.0, math.inf], CONFIG.part_bytes),
     ],
 )
 def test_parts_are_no_larger_than_a_second_of_the_slowest_link_that_is_known(links: list[float], expected: int):
