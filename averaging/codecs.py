@@ -51,7 +51,8 @@ class Codec(Protocol):
         """
 
     def decode(self, data: Buffer, num_values: int) -> torch.Tensor:
-        """The flat fp32 vector of `num_values` finite values that `data` holds.
+        """The flat fp32 vector of `num_values` finite values that `data` holds; it may lie in `data` itself, if that is
+        memory to write in.
 
         Raises:
             BadTensors: `data` cannot have come from `encode` of such a vector.
@@ -108,7 +109,7 @@ class _Plain:
         if self.is_lossy:
             values = torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float16)).float()
         else:
-            values = torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32))
+            values = torch.from_numpy(np.require(np.frombuffer(data, "<f4"), np.float32, ("W", "A")))
         _check_finite(values.numpy(), self.name)
         return values
 

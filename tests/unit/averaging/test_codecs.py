@@ -60,6 +60,16 @@ def test_a_decoded_vector_is_flat_fp32_of_the_same_length_and_owns_its_memory(co
         assert torch.equal(codec.decode(data, num_values) + 1, decoded)
 
 
+@pytest.mark.parametrize("offset", [0, 1, 4])
+@each_codec
+def test_a_vector_is_read_from_the_middle_of_a_message(codec, offset):
+    vector = gaussian(333)
+    message = bytearray(offset) + codec.encode(vector)
+    decoded = codec.decode(memoryview(message)[offset:], 333)
+    assert torch.equal(decoded, round_trip(codec, vector))
+    assert decoded.data_ptr() % 4 == 0
+
+
 @pytest.mark.parametrize("lossless", [False, True])
 @given(vector=finite_vectors)
 def test_fp32_gives_back_every_bit(lossless, vector):
