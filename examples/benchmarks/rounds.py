@@ -3,7 +3,8 @@
 Five million fp32 parameters in 30 units that every peer holds. Each peer is a process of its own with one thread for
 tensors. A round's seconds are the slowest peer's, from the agreed moment until it has the averaged units; what comes
 before that moment (0.3 s here) does not count, as in a swarm the records agree on it while training goes on. All
-results are equal to the bit, and the first is compared with the mean in fp64. Medians.
+results are equal to the bit, and the first is compared with the mean in fp64. Medians of what comes after the first one
+or two rounds of each crew, of gloo and of hivemind's averagers, in which connections and memory grow.
 
 `round_4_seconds`, `round_8_seconds`: rounds of 4 and of 8 peers; `phases_4`, `phases_8`: the slowest peer's seconds in
 each phase. `full_groups_of_20`: rounds of 8, of 20, in which every peer averaged every unit with all others.
@@ -28,6 +29,7 @@ from parts.round_kills import measure_kill
 from parts.round_peers import PHASES, Crew, Row
 
 PARAMETERS = 5_000_000
+WARM_UP = 2
 MAX_ERROR = 1e-6  # of the largest value: what sums in fp32 may be off
 EIGHT_BIT = "int8"
 TUNED = {"min_matchmaking_time": 2.0, "request_timeout": 1.0, "target_group_size": 4}
@@ -42,7 +44,9 @@ def measure_four(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 4)
         Gloo.of(bench.directory, num_peers, parameters) as gloo,
     ):
         bench.say(f"{num_peers} peers and {num_peers} processes of gloo are up")
-        for _ in range(bench.pick(5, 7)):
+        for _ in range(WARM_UP):
+            _play(bench, crew, num_peers)
+        for _ in range(bench.pick(7, 11)):
             rows.append(_play(bench, crew, num_peers))
             floor += gloo.measure(2)
         whole = _whole(rows)
@@ -66,6 +70,8 @@ def measure_eight(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 8
     """Rounds of 8 peers, all of them counted, full or not."""
     with Crew.of(bench.directory / "eight", num_peers, parameters) as crew:
         bench.say(f"{num_peers} peers are up")
+        for _ in range(WARM_UP):
+            _play(bench, crew, num_peers)
         rows = [_play(bench, crew, num_peers) for _ in range(repeats)]
     return {
         f"round_{num_peers}_seconds": median([row.seconds for row in rows]),
@@ -96,6 +102,7 @@ def measure_rivals(bench: Bench, parameters: int = PARAMETERS, num_peers: int = 
         seconds, full = list[float](), 0
         with Rivals.of(settings, num_peers, parameters) as rivals:
             bench.say(f"{num_peers} peers of {name} are up")
+            rivals.step()
             for _ in range(repeats):
                 taken, whole = rivals.step()
                 seconds.append(taken)
