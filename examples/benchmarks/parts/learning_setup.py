@@ -30,11 +30,11 @@ from blocks.load import load_tokenizer
 RANK = 8
 RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2), (3e-3,)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMOLLM2_RATE = 1e-3
+SMOLLM2_RATES = (1e-3, 2e-3)  # peers with unlike data go further at a higher one than one process does
 TABLE_COLUMNS = 120
 _TUNED_IN_QUICK = (MEAN, NESTEROV)
-SMOLLM2_COURSE = Course(steps=24, rows=1)
-SMOLLM2_TOKENS, SMOLLM2_ROWS = 128, 6
+SMOLLM2_COURSE = Course(steps=48, rows=1)
+SMOLLM2_TOKENS, SMOLLM2_TUNING_ROWS, SMOLLM2_ROWS = 128, 4, 6
 SMOLLM2_CHARACTERS = 60_000
 
 
@@ -113,14 +113,15 @@ def measure_smollm2(bench: Bench, small: Sequence[Row]) -> Values:
         ids: list[int] = tokenizer(text[:SMOLLM2_CHARACTERS])["input_ids"]
         return ids
 
-    data = _data(encode, SMOLLM2_TOKENS, (1, SMOLLM2_ROWS))
+    data = _data(encode, SMOLLM2_TOKENS, (SMOLLM2_TUNING_ROWS, SMOLLM2_ROWS))
     runs = Runs(Lab(model, rank=RANK, targets="auto"), data, SMOLLM2_COURSE)
     bench.say(f"SmolLM2 is loaded: loss {runs.untrained.held_out_loss:.3f}")
     known, _ = all_rules(RANK)
     rules = [replace(known[row.rule.name], rate_of="") for row in best_rules(small, 3)]
-    rows = measure(runs, rules, (SMOLLM2_RATE,), (0,), bench.say)
+    rows = measure(runs, rules, SMOLLM2_RATES, (0,), bench.say)
     Console(stderr=True, width=TABLE_COLUMNS).print(table("the three best with SmolLM2-135M", rows))
     return {
+        "smollm2_learning_rates": list(SMOLLM2_RATES),
         "smollm2_untrained_loss": round(runs.untrained.held_out_loss, 4),
         "smollm2_rows": [row.to_plain() for row in rows],
         "smollm2_best_gap_percent": round(best_rules(rows, 1)[0].gap_percent, 3),
