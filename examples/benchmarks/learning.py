@@ -19,7 +19,7 @@ n - 1 times the n-th of it that it reduced. `traffic_ratio` is that over averagi
 Rounds are 4 local steps apart; those of the `long_rows` 50, in a course of 1,000 steps instead of 200 and with a
 reference of their own, as four rounds would tell nothing. In the two uneven rows peers make 2, 3, 5 and 6 steps a
 round, and all count the same. With `overlap` a round's result is applied when the next one begins, and what was trained
-meanwhile goes on top: as late as it can come. `smollm2_rows` repeat the three best rules with SmolLM2-135M (`pip install
+meanwhile goes on top: as late as it can come. `smollm2_rows` repeat the three best with SmolLM2-135M (`pip install
 'swarmtune[demo]'`) on 192 rows of 128 tokens, everybody at the better of two learning rates.
 """
 
