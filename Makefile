@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=7200
 
 check: style types
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before the first import of torch and of huggingface_hub, which read them once. Child processes inherit them.
@@ -13,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from hypothesis import settings
+
+from tests.signals import kept_sigchld
 
 # A busy machine makes single examples slow, and a test that fails should fail again.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -45,6 +48,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "smollm2.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the second worker waits for the first one's conversion
         return find_model(SMOLLM2, cache_dir=root / "smollm2").path
+
+
+@pytest.fixture
+def sigchld() -> Iterator[None]:
+    """For tests whose library takes that signal from the whole process: later ones still hear of their children."""
+    with kept_sigchld():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

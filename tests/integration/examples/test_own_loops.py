@@ -55,6 +55,7 @@ def test_two_hugging_face_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert held_out[-1] < held_out[0]
 
 
+@pytest.mark.usefixtures("sigchld")
 def test_two_loops_of_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning", reason="needs the package lightning: pip install 'swarmtune[loops]'")
     modules = run("04_lightning.py", tmp_path, monkeypatch)

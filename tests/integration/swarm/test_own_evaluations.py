@@ -199,6 +199,7 @@ def test_a_trainer_of_hugging_face_tells_what_each_round_gives(make_swarm: MakeS
     assert record.loss == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.usefixtures("sigchld")
 def test_a_loop_of_lightning_tells_what_each_round_gives(make_swarm: MakeSwarm) -> None:
     pl = pytest.importorskip("lightning.pytorch", reason="needs the package lightning: pip install 'swarmtune[loops]'")
     swarm = make_swarm(SETTINGS)
