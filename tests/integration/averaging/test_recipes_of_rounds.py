@@ -50,8 +50,11 @@ async def test_every_codec_averages_on_real_peers_and_leaves_them_equal_to_the_b
         exact = torch.cat([mean_of(peers, UNIT, name).flatten() for name in ("A", "B")])
         found = torch.cat([outcomes[0].applied[UNIT].tensors[name].flatten() for name in ("A", "B")])
         if codec == "topk":
-            # Each of a few parts rounds up, to one value more.
-            assert 0.08 < (found != 0).float().mean() < 0.102, "what is not among the largest comes later"
+            states = [result.tensors for result in outcomes[0].applied.values()]
+            everything = torch.cat([tensor.flatten() for tensors in states for tensor in tensors.values()])
+            num_found, share = int((everything != 0).sum()), len(everything) // 10
+            most_parts = 2 * 3  # of two reducers; each part rounds its share up, to one value more at most
+            assert 0.8 * share < num_found <= share + most_parts, "what is not among the largest comes later"
             assert torch.nn.functional.cosine_similarity(found, exact, dim=0) > 0.4
         else:
             assert float((found - exact).abs().max() / exact.abs().max()) < TOLERANCE[codec]
