@@ -12,6 +12,7 @@ from averaging.robust import Segment, combine, doubtful
 
 _PARTS_PER_REDUCER = 3  # sending, summing and answering overlap; each message more costs 1.7 ms of CPU
 _MIN_PART_BYTES = 2**14
+_ROUNDING_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,12 @@ def stretches(sizes_by_reducer: Sequence[Sequence[int]]) -> tuple[tuple[Stretch,
 
 
 def part_bytes(class_bytes: int, num_reducers: int, max_bytes: int) -> int:
-    """How large the parts of a class are: small classes in several parts too, so that the stages overlap."""
-    return min(max_bytes, max(_MIN_PART_BYTES, class_bytes // max(1, num_reducers * _PARTS_PER_REDUCER)))
+    """How large the parts of a class are: small classes in several parts too, so that the stages overlap.
+
+    A little more than an even part, as what rounding leaves over would be a part, and a message, of a few bytes.
+    """
+    even = class_bytes // max(1, num_reducers * _PARTS_PER_REDUCER)
+    return min(max_bytes, max(_MIN_PART_BYTES, even + _ROUNDING_BYTES))
 
 
 class Debts:

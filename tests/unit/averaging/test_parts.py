@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from averaging.codecs import make_codec
 from averaging.errors import BadTensors
-from averaging.parts import Debts, Stretch, combine_part, doubted_reducers, stretches
+from averaging.parts import Debts, Stretch, combine_part, doubted_reducers, part_bytes, stretches
 from averaging.robust import Segment, combine
 
 SIZE = 24
@@ -188,6 +188,14 @@ def test_debts_change_nothing_that_they_were_given():
     assert not debts.sent[8:].any(), "what was not sent is not owed to anybody"
     assert torch.equal(debts.summed[8:], old[1][8:]), "a sum that was another's to make is owed still"
     assert torch.equal(debts.summed[:8], torch.ones(8))
+
+
+@pytest.mark.parametrize("num_reducers", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("num_values", [100_000, 499_999, 500_000, 500_001])
+def test_rounding_leaves_no_part_of_a_few_values_over(num_values, num_reducers):
+    size = part_bytes(4 * num_values, num_reducers, 2**21) // 4
+    share = -(-num_values // num_reducers) + 1  # shares are uneven by a value
+    assert -(-share // size) == 3 or size == 2**12
 
 
 def test_reducers_are_doubted_by_place_and_those_without_parts_are_passed_over():
