@@ -11,6 +11,7 @@ CODECS = ("fp32", "fp16", "int8", "int4", "topk")
 ROBUST = ("none", "clip", "trimmed", "krum")
 LOCALS = ("fedavg", "fedprox", "scaffold", "fednova")
 _MOST_ADAM_RATE = 0.1
+MOMENTS = ("own", "mean")
 WEIGHTINGS = ("samples", "tokens", "equal")
 
 
@@ -20,9 +21,10 @@ class Recipe:
 
     `merging`: how adapters become one (merging.py). `local`: how peers train between rounds: FedAvg (1602.05629),
     FedProx (1812.06127, strength `proximal`), SCAFFOLD (1910.06378), FedNova (2007.07481). `weighting`: by what peers
-    count. `outer`: the step on what was merged (outer.py). `codec`, `top_share`, `lossless`: how updates travel
-    (codecs.py). `robust`: how a reducer combines them (robust.py). `overlap`: training goes on while a round runs, and
-    what was learnt meanwhile is kept on top of its result.
+    count. `moments`: whether AdamW's moments stay each peer's own or are averaged as adapters are (Local Adam: DES-LOC,
+    2505.22549, with one period for all). `outer`: the step on what was merged (outer.py). `codec`, `top_share`,
+    `lossless`: how updates travel (codecs.py). `robust`: how a reducer combines them (robust.py). `overlap`: training
+    goes on while a round runs, and what was learnt meanwhile is kept on top of its result.
 
     Raises:
         ValueError: a name is unknown, a value is out of range, or two rules make no sense together.
@@ -32,6 +34,7 @@ class Recipe:
     local: str = "fedavg"
     proximal: float = 0.01
     weighting: str = "samples"
+    moments: str = "own"
     outer: str = "none"
     outer_learning_rate: float = 0.7
     outer_momentum: float = 0.9
@@ -48,6 +51,7 @@ class Recipe:
             "merging": MERGINGS,
             "local": LOCALS,
             "weighting": WEIGHTINGS,
+            "moments": MOMENTS,
             "outer": OUTERS,
             "codec": CODECS,
             "robust": ROBUST,
@@ -113,6 +117,17 @@ class Recipe:
              "a hostile peer would claim one local step"),
             (self.local == "scaffold" and self.codec == "topk", "local = 'scaffold'", "codec = 'topk'",
              "control variates and updates of other scales would compete for the largest values"),
+            *(
+                (self.moments == "mean" and clashes, "moments = 'mean'", what, why)
+                for clashes, what, why in (
+                    (self.merging == "power", "merging = 'power'", "it changes what the moments are of"),
+                    (self.local == "fednova", "local = 'fednova'", "its shares weigh changes, and moments are none"),
+                    (self.robust != "none", f"robust = '{self.robust}'",
+                     "moments and updates of other scales share one norm"),
+                    (self.codec == "topk", "codec = 'topk'",
+                     "moments and updates of other scales would compete for the largest values"),
+                )
+            ),
             (self.robust != "none" and self.codec == "topk", f"robust = '{self.robust}'", "codec = 'topk'",
              "most of what is compared would be zeros"),
         )  # fmt: skip
@@ -122,6 +137,7 @@ class Recipe:
                 (self.merging in ("rolora", "power"), f"merging = '{self.merging}'",
                  "what is trained changes with the round, so nothing learnt meanwhile fits on top"),
                 (self.local == "scaffold", "local = 'scaffold'", "its variates belong to one round's steps"),
+                (self.moments == "mean", "moments = 'mean'", "the steps made meanwhile are in the moments, too"),
             )
         )  # fmt: skip
         return [(first, second, why) for holds, first, second, why in rules if holds]

@@ -13,17 +13,22 @@ from averaging.merging import Merging, UnitView, make_merging, probes
 from averaging.outer import OuterConfig, check_outer, outer_step
 from averaging.recipe import Recipe
 from blocks.spans import UnitId
+from blocks.training.moments import ESTIMATES
 
 CONTROL = "control/"
+_MOMENT = "moment/"
 _STEP_KINDS = ("velocity/", "first/", "second/", "step/")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class UnitInput:
-    """What a round reads of one unit: `control` is this peer's own control variate (SCAFFOLD), by tensor name."""
+    """What a round reads of one unit: `control` is this peer's own control variate (SCAFFOLD), by tensor name;
+    `moments` are what its optimizer knows of the gradients, `TENSOR/mean` and `TENSOR/rms`.
+    """
 
     view: UnitView
     control: UnitTensors = field(default_factory=dict)
+    moments: UnitTensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -31,13 +36,15 @@ class UnitResult:
     """What a round makes of one unit, equal to the bit on all its holders, save tensors of another rank under `power`.
 
     `outer` is the state that the holders agree on besides: the outer optimizer's, the merging rule's, control variates.
-    `merged` is what the outer optimizer stepped towards; the same as `tensors` where there is none.
+    `merged` is what the outer optimizer stepped towards; the same as `tensors` where there is none. `moments` are the
+    holders' mean of theirs, which optimizers go on from; they are no part of the state.
     """
 
     tensors: UnitTensors
     merged: UnitTensors
     outer: UnitTensors
     resets_moments: bool = False
+    moments: UnitTensors = field(default_factory=dict)
 
 
 Shapes = Mapping[UnitId, Mapping[str, tuple[int, ...]]]
@@ -74,6 +81,11 @@ class UnitRules:
             for name, live in unit.view.live.items():  # all of them, though some may not have been stepped yet
                 agreed = unit.view.outer.get(CONTROL + name, torch.zeros_like(live))
                 brought[CONTROL + name] = unit.control.get(name, agreed) - agreed
+        if not means and self.recipe.moments == "mean":
+            for name in sorted(set(unit.view.live) - self.frozen(unit.view.live, unit.view.round)):
+                for kind in ESTIMATES:
+                    none = torch.zeros_like(unit.view.live[name])
+                    brought[f"{_MOMENT}{name}/{kind}"] = unit.moments.get(f"{name}/{kind}", none)
         return brought
 
     def nothing(self, unit: UnitId, number: int) -> dict[str, torch.Tensor]:
@@ -94,7 +106,7 @@ class UnitRules:
     def finish(self, unit: UnitInput, means: Sequence[UnitTensors]) -> UnitResult:
         """The unit's new values and agreed state, once all passes are through."""
         view = unit.view
-        merged = self.merging.merge(view, [_without_control(mean) for mean in means])
+        merged = self.merging.merge(view, [_of_adapter(mean) for mean in means])
         trained = set(view.live) - self.frozen(view.live, view.round)
         before = {name: tensor for name, tensor in view.outer.items() if name.startswith(_STEP_KINDS)}
         tensors, state = outer_step(self._outer, view.anchor, merged.tensors, before, sorted(trained))
@@ -108,6 +120,7 @@ class UnitRules:
             merged=merged.tensors,
             outer={**merged.outer, **state, **control},
             resets_moments=merged.resets_moments,
+            moments={key.removeprefix(_MOMENT): mean for key, mean in means[0].items() if key.startswith(_MOMENT)},
         )
 
     def probes(self, tensors: UnitTensors, scaling: float, number: int) -> torch.Tensor:
@@ -116,8 +129,8 @@ class UnitRules:
         return probes(pairs, scaling, seed=self._seed, number=number)
 
 
-def _without_control(mean: UnitTensors) -> Mapping[str, torch.Tensor]:
-    return {name: tensor for name, tensor in mean.items() if not name.startswith(CONTROL)}
+def _of_adapter(mean: UnitTensors) -> Mapping[str, torch.Tensor]:
+    return {name: tensor for name, tensor in mean.items() if not name.startswith((CONTROL, _MOMENT))}
 
 
 def check_outer_state(outer: UnitTensors, tensors: UnitTensors) -> None:

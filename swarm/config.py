@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
-from averaging.recipe import CODECS, LOCALS, MERGINGS, OUTERS, ROBUST, WEIGHTINGS, Recipe
+from averaging.recipe import CODECS, LOCALS, MERGINGS, MOMENTS, OUTERS, ROBUST, WEIGHTINGS, Recipe
 from blocks.checks import shown
 from blocks.spans import MAX_BLOCKS
 from peers.streams.wire_format import WireFormat
@@ -160,6 +160,12 @@ class RoundSettings:
     local: str = _setting("fedavg", Rule(help="how hosts train between rounds", choices=LOCALS))
     proximal: float = _setting(0.01, Rule(help="strength of FedProx's pull to the last round", low=1e-9, high=100))
     weighting: str = _setting("samples", Rule(help="what a host's update counts by", choices=WEIGHTINGS))
+    moments: str = _setting(
+        "own",
+        Rule(
+            help="AdamW's moments: each host's own, or averaged as adapters are, for thrice the bytes", choices=MOMENTS
+        ),
+    )
     outer: str = _setting("none", Rule(help="optimizer that steps on what was merged", choices=OUTERS))
     outer_learning_rate: float = _setting(0.7, Rule(help="of the outer optimizer", low=1e-9, high=100))
     outer_momentum: float = _setting(0.9, Rule(help="of the outer optimizer; Adam's first beta", low=0, high=0.999999))

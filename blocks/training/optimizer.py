@@ -10,20 +10,19 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-from blocks.errors import BadAdapter
 from blocks.training.local_rules import LocalRule
+from blocks.training.moments import (
+    BETAS,
+    MOMENTS,
+    STEP,
+    Moments,
+    from_estimates,
+    no_moments,
+    parse_moments,
+    to_estimates,
+)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-Moments = dict[str, dict[str, torch.Tensor]]
-"""By tensor name, then by moment: checked state of one unit's AdamW."""
-
-_STEP = "step"
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's usual ones
-# By Cauchy-Schwarz |mean| <= (1-b1) / sqrt((1-b2) (1-b1^2/b2)) * sqrt(square) = 7.27 sqrt(square) for AdamW's default
-# betas, and averages of peers keep that; the floor covers squares that underflow. A forged pair beyond it would throw
-# the parameters to infinity in one step.
-_MEAN_BOUND = 8.0
-_MEAN_FLOOR = 1e-16
+_EPSILON = 1e-8  # AdamW's usual one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +96,7 @@ class UnitOptimizer:
             if moments:
                 for moment in MOMENTS:
                     state[f"{name}/{moment}"] = moments[moment].detach().to("cpu", torch.float32, copy=True)
-                state[f"{name}/{_STEP}"] = torch.tensor([float(moments[_STEP])], dtype=torch.float32)
+                state[f"{name}/{STEP}"] = torch.tensor([float(moments[STEP])], dtype=torch.float32)
         return state
 
     def write(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -123,11 +122,19 @@ class UnitOptimizer:
         """Begin anew, as before the first step."""
         self._moments = {}
 
+    def estimates(self) -> dict[str, torch.Tensor]:
+        """What the moments say of the gradients, to be averaged with other holders' (moments.to_estimates)."""
+        return to_estimates(self._moments)
+
+    def take_estimates(self, estimates: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the holders' mean of `estimates`."""
+        self._moments.update(from_estimates(self._parameters, estimates, self._moments))
+
     def _apply(self, gradients: Mapping[str, torch.Tensor], samples: int) -> None:
         """AdamW as a function: the class of it imports torch's compiler, seconds in which a host does nothing else."""
         names = list(gradients)
         parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
-        moments = [self._moments.get(name) or _no_moments(self._parameters[name]) for name in names]
+        moments = [self._moments.get(name) or no_moments(self._parameters[name]) for name in names]
         with torch.no_grad():
             adamw(
                 parameters,
@@ -135,50 +142,16 @@ class UnitOptimizer:
                 [each["exp_avg"] for each in moments],
                 [each["exp_avg_sq"] for each in moments],
                 [],
-                [each[_STEP] for each in moments],
+                [each[STEP] for each in moments],
                 amsgrad=False,
-                beta1=_BETAS[0],
-                beta2=_BETAS[1],
+                beta1=BETAS[0],
+                beta2=BETAS[1],
                 lr=learning_rate(self._config, samples),
                 weight_decay=self._config.weight_decay,
                 eps=_EPSILON,
                 maximize=False,
             )
         self._moments.update(zip(names, moments, strict=True))
-
-
-def parse_moments(parameters: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Moments:
-    """Check optimizer state from outside against the tensors that it belongs to; it takes their devices and dtypes.
-
-    Raises:
-        BadAdapter: a tensor is missing, misshapen, not finite, or not what AdamW can come to.
-    """
-    known = {key.rpartition("/")[0] for key in state}
-    return {name: _checked(name, parameter, state) for name, parameter in parameters.items() if name in known}
-
-
-def _checked(name: str, parameter: torch.Tensor, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    moments: dict[str, torch.Tensor] = {}
-    for moment in MOMENTS:
-        tensor = state.get(f"{name}/{moment}")
-        if tensor is None or tensor.shape != parameter.shape or tensor.is_complex():
-            raise BadAdapter(f"optimizer state of {name} ({moment}) is missing or misshapen")
-        moments[moment] = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
-        if not bool(torch.isfinite(moments[moment]).all()):
-            raise BadAdapter(f"optimizer state of {name} ({moment}) is not finite")
-    mean, square = moments["exp_avg"], moments["exp_avg_sq"]
-    if bool((square < 0).any()) or bool((mean.abs() > _MEAN_BOUND * square.sqrt() + _MEAN_FLOOR).any()):
-        raise BadAdapter(f"optimizer state of {name} has moments that AdamW cannot come to")
-    step = state.get(f"{name}/{_STEP}")
-    if step is None or step.numel() != 1 or step.is_complex() or not 0 <= float(step) < 1e9:
-        raise BadAdapter(f"optimizer state of {name} has no valid step count")
-    moments[_STEP] = torch.tensor(float(step))
-    return moments
-
-
-def _no_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-    return zeros | {_STEP: torch.tensor(0.0)}
 
 
 def add_gradients(total: dict[str, torch.Tensor] | None, more: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -65,6 +65,15 @@ class UnitSteps:
         for unit in units:
             self._optimizers[unit].reset()
 
+    def estimates(self, unit: UnitId) -> dict[str, torch.Tensor]:
+        """What one unit's optimizer state says of its gradients (moments.to_estimates); empty before a step."""
+        return self._optimizers[unit].estimates()
+
+    def take_estimates(self, estimates: Mapping[UnitId, Mapping[str, torch.Tensor]]) -> None:
+        """Go on from what the holders of some units found in the mean."""
+        for unit, found in estimates.items():
+            self._optimizers[unit].take_estimates(found)
+
     def write_moments(self, moments: Mapping[UnitId, Mapping[str, torch.Tensor]]) -> None:
         """Take optimizer state for some units.
 

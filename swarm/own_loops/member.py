@@ -83,14 +83,14 @@ class Member:
         and follow `optimizer`.
 
         Raises:
-            BadConfig: this member has left its run.
+            BadConfig: this member has left its run, or the run's rounds average what this optimizer does not have.
         """
         if self._is_closed:
             raise BadConfig("this member has left its run, as its training had ended; make a new one to train on")
+        self._part.units.steps.begin(optimizer)
         self._gate.rest()
         self.held_out.end()
         self.peer.loop.run(self._part.units.restart())
-        self._part.units.steps.optimizer = optimizer
         for hook in self._hooks:
             hook.remove()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step)]

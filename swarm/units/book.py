@@ -30,7 +30,7 @@ from blocks.first_values import first_units
 from blocks.spans import UnitId
 from blocks.training.ledger import Counted
 from blocks.training.local_rules import UnitTerms
-from blocks.training.optimizer import parse_moments
+from blocks.training.moments import parse_moments
 from blocks.unit_state import UnitState, agreed
 
 
@@ -79,6 +79,12 @@ class LocalSteps(Protocol):
 
     def reset_moments(self, units: Iterable[UnitId]) -> None:
         """Forget the optimizer state of some units."""
+
+    def estimates(self, unit: UnitId) -> Mapping[str, torch.Tensor]:
+        """What one unit's optimizer state says of its gradients (blocks.training.moments); empty before a step."""
+
+    def take_estimates(self, estimates: Mapping[UnitId, UnitTensors]) -> None:
+        """Go on from the holders' mean of them, for some units."""
 
 
 class UnitBook:
@@ -170,7 +176,8 @@ class UnitBook:
                 outer=state.outer,
                 scaling=self._settings.scaling,
             )
-            found[unit] = UnitInput(view=view, control=control)
+            moments = self._steps.estimates(unit) if self._rules.recipe.moments == "mean" else {}
+            found[unit] = UnitInput(view=view, control=control, moments=moments)
         return found
 
     def apply(self, result: RoundResult) -> None:
@@ -184,6 +191,7 @@ class UnitBook:
                 lives[unit] = {name: t + (current[unit][name] - before[name]) for name, t in done.tensors.items()}
         self._write(lives)
         self._steps.reset_moments(unit for unit, done in result.applied.items() if done.resets_moments)
+        self._steps.take_estimates({unit: done.moments for unit, done in result.applied.items() if done.moments})
         for unit, done in result.applied.items():
             samples = result.samples[unit]
             self.states[unit] = UnitState(

@@ -27,6 +27,7 @@ def settings_with(**rules: object) -> dict[str, dict[str, object]]:
         {"merging": "ffa", "local": "fednova"},
         {"overlap": True, "codec": "topk", "top_share": 0.2},
         {"merging": "power"},
+        {"moments": "mean", "outer": "nesterov", "codec": "int8"},
     ],
     ids=lambda rules: "-".join(str(value) for value in rules.values()),
 )

@@ -30,6 +30,8 @@ RECIPES = [
     Recipe(merging="ffa"),
     Recipe(merging="rolora"),
     Recipe(local="scaffold"),
+    Recipe(moments="mean"),
+    Recipe(moments="mean", merging="ffa"),
     Recipe(outer="nesterov"),
     Recipe(codec="int8"),
 ]

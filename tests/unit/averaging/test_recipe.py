@@ -9,12 +9,13 @@ from dataclasses import fields
 
 import pytest
 
-from averaging.recipe import CODECS, LOCALS, MERGINGS, OUTERS, ROBUST, WEIGHTINGS, Recipe
+from averaging.recipe import CODECS, LOCALS, MERGINGS, MOMENTS, OUTERS, ROBUST, WEIGHTINGS, Recipe
 
 CHOICES = {
     "merging": MERGINGS,
     "local": LOCALS,
     "weighting": WEIGHTINGS,
+    "moments": MOMENTS,
     "outer": OUTERS,
     "codec": CODECS,
     "robust": ROBUST,
@@ -32,6 +33,11 @@ QUARRELS = [
     ({"robust": ROBUST_RULES}, {"codec": {"topk"}}),
     ({"overlap": {True}}, {"merging": {"rolora", "power"}}),
     ({"overlap": {True}}, {"local": {"scaffold"}}),
+    ({"overlap": {True}}, {"moments": {"mean"}}),
+    ({"moments": {"mean"}}, {"merging": {"power"}}),
+    ({"moments": {"mean"}}, {"local": {"fednova"}}),
+    ({"moments": {"mean"}}, {"robust": ROBUST_RULES}),
+    ({"moments": {"mean"}}, {"codec": {"topk"}}),
 ]
 """Pairs that make no sense, written down a second time."""
 
@@ -40,6 +46,7 @@ CHANGED = {
     "local": "fedprox",
     "proximal": 0.02,
     "weighting": "tokens",
+    "moments": "mean",
     "outer": "nesterov",
     "outer_learning_rate": 0.8,
     "outer_momentum": 0.8,
@@ -94,7 +101,7 @@ def test_every_pair_that_makes_no_sense_is_refused_by_both_names_and_no_other_pa
         for name in bad[0]:
             assert written(name, rules[name]) in str(error.value)
         assert set(bad[0]) == set(pair)
-    assert refused == 2 + 2 + 4 + 1 + 3 + 6 + 6 + 3 + 2 + 1
+    assert refused == 2 + 2 + 4 + 1 + 3 + 6 + 6 + 3 + 2 + 1 + 1 + 1 + 1 + 3 + 1
 
 
 def test_every_combination_builds_exactly_when_no_two_of_its_rules_quarrel():
@@ -112,7 +119,7 @@ def test_every_combination_builds_exactly_when_no_two_of_its_rules_quarrel():
     assert min(outcomes.values()) > 100
 
 
-@pytest.mark.parametrize("name", ["merging", "local", "weighting", "outer", "codec", "robust"])
+@pytest.mark.parametrize("name", ["merging", "local", "weighting", "moments", "outer", "codec", "robust"])
 def test_an_unknown_name_is_refused_with_all_that_are_known(name):
     with pytest.raises(ValueError, match=f"rounds.{name} is 'magic'; use one of {', '.join(CHOICES[name])}"):
         Recipe(**{name: "magic"})

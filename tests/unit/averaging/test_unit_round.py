@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,6 +155,34 @@ def test_scaffolds_agreed_variate_is_the_mean_of_the_holders_and_leaves_the_tens
         for name in SHAPES:
             close(results[0].outer[CONTROL + name], mean([variate_of(number, holder) for holder in range(3)], name))
             assert torch.equal(results[0].tensors[name], plain[0].tensors[name])
+
+
+@pytest.mark.parametrize("merging", ["mean", "ffa", "rolora"])
+def test_averaged_moments_are_the_mean_of_the_holders_and_no_part_of_the_state(merging):
+    rules, plain = (UnitRules(Recipe(merging=merging, moments=kind), seed=7, rank=3) for kind in ("mean", "own"))
+    anchor = tensors(0)
+    lives = [trained(rules, anchor, 0, holder) for holder in range(3)]
+    said = [
+        {
+            f"{name}/{kind}": tensor
+            for kind, seed in (("mean", 50), ("rms", 60))
+            for name, tensor in tensors(seed + holder).items()
+        }
+        for holder in range(2)
+    ] + [{}]  # the third has made no step yet
+    inputs = [replace(given(live, anchor, {}, 0), moments=own) for live, own in zip(lives, said, strict=True)]
+    brought = [rules.bring(unit, []) for unit in inputs]
+    means = [{name: sum(share * one[name] for share, one in zip(SHARES, brought, strict=True)) for name in brought[0]}]
+    results = [rules.finish(unit, means) for unit in inputs]
+    assert_equal_to_the_bit(results)
+    assert results[0].outer == {}
+    assert results[0].moments.keys() == {f"{n}/{k}" for n in trained_names(merging, 0) for k in ("mean", "rms")}
+    for key, tensor in results[0].moments.items():
+        close(tensor, sum(share * own[key].double() for share, own in zip(SHARES, said[:2], strict=False)))
+    expected = plain.finish(inputs[0], [{n: t for n, t in means[0].items() if not n.startswith("moment/")}])
+    assert all(torch.equal(results[0].tensors[name], expected.tensors[name]) for name in SHAPES)
+    assert not expected.moments
+    assert not any(name.startswith("moment/") for name in plain.bring(inputs[0], []))
 
 
 def test_outer_momentum_and_variates_live_side_by_side():

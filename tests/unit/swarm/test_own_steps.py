@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from averaging.recipe import Recipe
 from blocks.spans import UnitId
 from blocks.training.local_rules import LocalRule
+from swarm.errors import BadConfig
 from swarm.own_loops.counting import Counter
 from swarm.own_loops.steps import OwnSteps
 
@@ -58,6 +60,37 @@ def test_moments_of_an_optimizer_begin_anew_where_a_round_says_so() -> None:
     assert not optimizer.state
     optimizer.step()
     assert all(float(state["step"]) == 1 for state in optimizer.state.values())
+
+
+def test_moments_of_an_adam_are_read_and_written_as_a_hosts_are() -> None:
+    steps, named = steps_of(LocalRule(), moments="mean")
+    assert steps.estimates(UNIT) == {}
+    steps.take_estimates({UNIT: {}})  # before there is an optimizer
+    optimizer = torch.optim.AdamW(named.values(), lr=0.1, betas=(0.8, 0.99), amsgrad=True)
+    steps.begin(optimizer)
+    named["q.lora_B"].grad = None
+    for _ in range(3):
+        optimizer.step()
+    said = steps.estimates(UNIT)
+    assert said.keys() == {"q.lora_A/mean", "q.lora_A/rms"}, "the other was never stepped"
+    assert all(torch.allclose(tensor, torch.full((2, 3), 0.5)) for tensor in said.values())
+    mean = {f"{name}/{kind}": torch.full_like(each, 0.25) for name, each in named.items() for kind in ("mean", "rms")}
+    steps.take_estimates({UNIT: mean})
+    assert all(torch.allclose(tensor, torch.full((2, 3), 0.25)) for tensor in steps.estimates(UNIT).values())
+    assert torch.allclose(optimizer.state[named["q.lora_A"]]["exp_avg"], torch.full((2, 3), 0.25 * (1 - 0.8**3)))
+    named["q.lora_B"].grad = torch.ones(3, 2)
+    optimizer.step()
+    assert float(optimizer.state[named["q.lora_A"]]["step"]) == 4
+    assert float(optimizer.state[named["q.lora_B"]]["step"]) == 1
+
+
+def test_an_optimizer_without_moments_is_refused_where_rounds_average_them() -> None:
+    steps, named = steps_of(LocalRule(), moments="mean")
+    with pytest.raises(BadConfig, match=r"rounds\.moments = 'mean'.*SGD has none; train with torch\.optim\.AdamW"):
+        steps.begin(torch.optim.SGD(named.values(), lr=0.1))
+    assert steps.optimizer is None
+    steps, named = steps_of(LocalRule())
+    steps.begin(torch.optim.SGD(named.values(), lr=0.1))
 
 
 class Model(nn.Module):
