@@ -48,8 +48,8 @@ class Size:
     course: Course = field(default_factory=lambda: Course(steps=200, rows=2))
     long_course: Course = field(default_factory=lambda: Course(steps=1000, rows=2))
     tokens: int = 64
-    tuning_rows: int = 24
-    held_out_rows: int = 64
+    tuning_rows: int = 48
+    held_out_rows: int = 160
     rates: Sequence[float] = RATES
     long_rates: Sequence[float] = LONG_RATES
     seeds: Sequence[int] = (0, 1)
@@ -67,8 +67,8 @@ class Size:
             rates=FEW_RATES,
             seeds=(0,),
             tunes_all=False,
-            tuning_rows=12,
-            held_out_rows=32,
+            tuning_rows=24,
+            held_out_rows=64,
         )
 
 
@@ -87,8 +87,8 @@ def measure_small(bench: Bench, size: Size) -> tuple[list[Row], Values]:
         ]
     runs = Runs(lab, data, size.course)
     rows = measure(runs, short_rules, size.rates, size.seeds, bench.say)
-    # With few rounds a course must be long before there is anything to compare; one seed, as that takes its time.
-    long_rows = measure(Runs(lab, data, size.long_course), long_rules, size.long_rates, size.seeds[:1], bench.say)
+    # With few rounds a course must be long before there is anything to compare.
+    long_rows = measure(Runs(lab, data, size.long_course), long_rules, size.long_rates, size.seeds, bench.say)
     for title, shown in (("against one process on all of it", rows), ("in a longer course", long_rows)):
         Console(stderr=True, width=TABLE_COLUMNS).print(table(f"four peers with a kind of text each, {title}", shown))
     return rows, {
