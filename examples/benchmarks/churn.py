@@ -98,7 +98,7 @@ class Measures:
     def _kill_some(self, bench: Bench, swarm: ChaosSwarm, trainer: Peer) -> None:
         """The quick run's churn: on one swarm, first a stretch without kills."""
         usual = swarm.train(trainer, WARM_STEPS, data=ROWS).usual_step
-        plan = kills(0, list(swarm.layout.spans), QUICK_EVERY_SECONDS, 2)
+        plan = kills(0, _in_turn(swarm.layout), QUICK_EVERY_SECONDS, 2)
         speeds = []
         for seconds, each in ((QUICK_CALM_SECONDS, FaultPlan(seed=0)), (QUICK_SECONDS, plan)):
             churn = train_under(swarm, trainer, TINY_WORK, each, num_steps(seconds, usual))
@@ -122,11 +122,18 @@ def measure_last_holder(bench: Bench) -> Values:
 def _churn_of_smollm2(bench: Bench) -> Values:
     spans = {"a": HALVES[0], "b": HALVES[1], "c": HALVES[0], "d": HALVES[1]}
     layout = Layout(model=MODEL, spans=spans, settings=REAL_SETTINGS, cache_home=CACHE)
-    plan = kills(0, list(spans), KILL_EVERY_SECONDS, round(2 * CHURN_SECONDS / KILL_EVERY_SECONDS))
+    plan = kills(0, _in_turn(layout), KILL_EVERY_SECONDS, round(2 * CHURN_SECONDS / KILL_EVERY_SECONDS))
     calm = _on_its_own(bench, layout, "calm", FaultPlan(seed=0))
     churn = _on_its_own(bench, layout, "churn", plan, steps=calm.steps)
     loss_gap = round(gap(churn.loss, calm.loss), 4)
     return {**_kept(calm.tokens_per_second, churn.tokens_per_second), "loss_gap": loss_gap, "steps": calm.steps}
+
+
+def _in_turn(layout: Layout) -> list[str]:
+    """All hosts, by turns of those that hold different blocks: one that was killed has time to come back before all
+    others of its blocks are.
+    """
+    return [name for names in zip(*layout.groups().values(), strict=True) for name in names]
 
 
 def _on_its_own(bench: Bench, layout: Layout, name: str, plan: FaultPlan, steps: int = 0) -> Churn:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 from peers.network import PeerId
 
-FIRST_PROBE_SECONDS = 1.0
-LONGEST_PROBE_SECONDS = 60.0
+# How long after a failure a peer is asked again, by how many it has had. After each dial that fails libp2p dials an
+# address no more for 5 s and k^2 s, k being how many have failed: two early probes are for peers that are connected,
+# and those after it must be rare, or whoever comes back finds the door shut. That it is back its next record tells.
+PROBE_AFTER_SECONDS = (1.0, 2.0, 7.0, 21.0, 63.0, 189.0, 567.0, 1800.0, 3600.0)
 FIRST_BAN_SECONDS = 60.0
 LONGEST_BAN_SECONDS = 6 * 3600.0
 FORGIVEN_AFTER_SECONDS = 24 * 3600.0
@@ -40,8 +42,8 @@ class PeerHealth:
 
 
 def after_failure(health: PeerHealth, *, now: float, reason: str) -> PeerHealth:
-    """A call or a probe failed: out until a probe succeeds; each failure doubles the wait for the next probe."""
-    wait_seconds = min(FIRST_PROBE_SECONDS * 2 ** min(health.failures, 30), LONGEST_PROBE_SECONDS)
+    """A call or a probe failed: out until a probe succeeds, which each failure puts off for longer."""
+    wait_seconds = PROBE_AFTER_SECONDS[min(health.failures, len(PROBE_AFTER_SECONDS) - 1)]
     return replace(health, failures=health.failures + 1, probe_at=now + wait_seconds, reason=reason)
 
 

@@ -38,7 +38,7 @@ class Churn:
 
 
 def kills(seed: int, names: Sequence[str], every_seconds: float, count: int) -> FaultPlan:
-    """One host after another, first those of different halves in turn; each starts again after a moment."""
+    """One host after another, in the order of `names`; each starts again after a moment."""
     plan = FaultPlan(seed=seed)
     for number in range(count):
         name = names[(number + seed) % len(names)]

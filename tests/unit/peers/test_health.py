@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from peers.network import PeerId
-from peers.routes.health import FIRST_BAN_SECONDS, LONGEST_BAN_SECONDS, LONGEST_PROBE_SECONDS, Health
+from peers.routes.health import FIRST_BAN_SECONDS, LONGEST_BAN_SECONDS, PROBE_AFTER_SECONDS, Health
 
 ANN, BOB = PeerId("ann"), PeerId("bob")
 
@@ -40,8 +42,42 @@ def test_probes_back_off_and_never_stop() -> None:
         clock.now += wait
         assert health.to_probe() == [ANN]
     assert waits == sorted(waits)
-    assert waits[:3] == [1.0, 2.0, 4.0]
-    assert waits[-1] == LONGEST_PROBE_SECONDS
+    assert tuple(waits[: len(PROBE_AFTER_SECONDS)]) == PROBE_AFTER_SECONDS
+    assert waits[-1] == PROBE_AFTER_SECONDS[-1]
+
+
+class Address:
+    """Of a peer that is away, as libp2p dials it: for 5 s and k^2 s, at most 300, after failure number k not at all."""
+
+    def __init__(self, now: float) -> None:
+        self._failures, self._shut_until = 0, now
+
+    def dial(self, now: float) -> None:
+        if now >= self._shut_until:
+            self._shut_until = now + min(5 + self._failures**2, 300)
+            self._failures += 1
+
+    def shut_seconds(self, now: float) -> float:
+        return max(0.0, self._shut_until - now)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4], ids="calls that failed at once: {}".format)
+def test_whoever_comes_back_finds_the_door_open_or_nearly_so_however_long_it_was_away(calls: int) -> None:
+    clock = Clock()
+    health, address, shut = Health(clock), Address(clock.now), []
+    for _ in range(calls):
+        health.failed(ANN, "gone")
+        address.dial(clock.now)
+    began = clock.now
+    while (away := clock.now - began) < 24 * 3600:
+        if health.to_probe():
+            address.dial(clock.now)
+            health.failed(ANN, "gone")
+        shut.append((away, address.shut_seconds(clock.now)))
+        clock.now += 0.5
+    assert all(seconds <= 5 + away / 2 for away, seconds in shut[: 2 * 60])
+    assert all(seconds <= 5 + away / 8 for away, seconds in shut[2 * 60 :])
+    assert sum(seconds > 0 for _, seconds in shut) < len(shut) / 4
 
 
 def test_bans_double_outlast_answers_and_are_forgiven_after_a_day() -> None:
