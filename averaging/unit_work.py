@@ -123,7 +123,7 @@ class RoundWork:
         for _ in range(self._rules.merging.passes):
             brought = self._rules.bring(self._inputs[unit], means)
             means.append({name: tensor * share for name, tensor in brought.items()})
-        return self._rules.finish(self._inputs[unit], means)
+        return replace(self._rules.finish(self._inputs[unit], means), moments={})  # its own are there already
 
     def _errors(
         self, entry: UnitClass, states: Mapping[UnitId, UnitResult], votes: Mapping[PeerId, Vote]

@@ -235,6 +235,16 @@ def test_an_alone_holder_takes_the_outer_step_on_its_own_change(outer):
     assert bool(outer_state) == (outer != "none")
 
 
+def test_an_alone_holders_moments_stay_as_they_are():
+    rules = UnitRules(Recipe(moments="mean"))
+    plan = Plan(shares={UNIT: (1.0,)}, samples={UNIT: 4.0}, alone=(UNIT,), kept={})
+    own = {f"{name}/{kind}": torch.ones(shape) for name, shape in SHAPES.items() for kind in ("mean", "rms")}
+    unit = replace(given(trained(rules, tensors(0), 0, 0), tensors(0), {}, 0), moments=own)
+    applied, _, _ = RoundWork(rules, plan, {UNIT: unit}, 1).finish({}, {}, {}, Feedback())
+    assert not applied[UNIT].moments
+    assert applied[UNIT].tensors.keys() == SHAPES.keys()
+
+
 def test_an_alone_unit_that_is_gone_is_kept_with_the_reason():
     plan = Plan(shares={UNIT: (1.0,)}, samples={UNIT: 4.0}, alone=(UNIT,), kept={})
     applied, kept, _ = RoundWork(UnitRules(Recipe()), plan, {}, 1).finish({}, {}, {}, Feedback())
