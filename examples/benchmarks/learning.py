@@ -10,7 +10,7 @@ standard library's sources; LoRA of rank 8 on all linear modules. AdamW, a warm-
 The reference and each rule that learns in its own way choose a learning rate among the same few, by other text than
 what is held out; codecs, robust means and fedprox take that of `mean`. A quick run gives only the reference, `mean`
 and Nesterov's rule that choice, and the others take `mean`'s. Losses and gaps are means over two seeds; a quick run
-has one. The longer course has one rate for all.
+has one, and two of the longer course's rules. The longer course has one rate for all.
 
 `gap_percent` is how far the held-out loss is above the reference's, `share_of_gain` what part of the reference's gain
 over the untrained adapter is there, `merging_error` how far the merged products are from the mean of the peers', the

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from averaging.recipe import Recipe
 
-MEAN, NESTEROV, NESTEROV_50, MOMENTS_50 = "mean", "nesterov", "nesterov, 50 steps", "nesterov moments, 50 steps"
+MEAN, NESTEROV = "mean", "nesterov"
+NESTEROV_50, MOMENTS_50 = "nesterov, 50 steps", "nesterov moments, 50 steps"
+MOMENTS_INT8_50 = "nesterov moments int8, 50 steps"
 REFERENCE = "one process"
 SHORT, LONG = 4, 50
 Say = Callable[[str], None]
@@ -52,7 +54,7 @@ _RATE_OF = {
     "power, mixed ranks": ("power", Recipe(merging="power")),
     "nesterov scaffold, 50 steps": (NESTEROV_50, replace(_NESTEROV_LONG, local="scaffold")),
     "nesterov int8, 50 steps": (NESTEROV_50, replace(_NESTEROV_LONG, codec="int8")),
-    "nesterov moments int8, 50 steps": (MOMENTS_50, replace(_NESTEROV_LONG, moments="mean", codec="int8")),
+    MOMENTS_INT8_50: (MOMENTS_50, replace(_NESTEROV_LONG, moments="mean", codec="int8")),
 }
 
 

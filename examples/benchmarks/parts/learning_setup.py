@@ -9,7 +9,9 @@ from parts.learning_model import Lab, SmallModel, make_small
 from parts.learning_rules import (
     LONG,
     MEAN,
+    MOMENTS_INT8_50,
     NESTEROV,
+    NESTEROV_50,
     SHORT,
     Row,
     all_rules,
@@ -40,8 +42,8 @@ SMOLLM2_CHARACTERS = 60_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much is done: the model, the course of every run and that of rules with many local steps, how many seeds, and
-    whether each rule tries all rates.
+    """How much is done: the model, the course of every run and that of rules with many local steps, how many seeds,
+    whether each rule tries all rates, and which rules with many local steps there are (all: none named).
     """
 
     model: SmallModel = field(default_factory=SmallModel)
@@ -54,16 +56,20 @@ class Size:
     long_rates: Sequence[float] = LONG_RATES
     seeds: Sequence[int] = (0, 1)
     tunes_all: bool = True
+    long_names: Sequence[str] = ()
     short: int = SHORT
     long: int = LONG
 
     @classmethod
     def quick(cls) -> Size:
-        """One seed, half of the steps; only `mean` and Nesterov's rules choose rates, and the others take `mean`'s."""
+        """One seed, half of the steps; only `mean` and Nesterov's rules choose rates, and the others take `mean`'s.
+
+        With many local steps half as many would tell nothing, so it is fewer rules.
+        """
         return cls(
             model=SmallModel(steps=200),
             course=Course(steps=100, rows=2),
-            long_course=Course(steps=300, rows=2),
+            long_names=(NESTEROV_50, MOMENTS_INT8_50),
             rates=FEW_RATES,
             seeds=(0,),
             tunes_all=False,
@@ -85,6 +91,8 @@ def measure_small(bench: Bench, size: Size) -> tuple[list[Row], Values]:
             rule if rule.rate_of or rule.name in _TUNED_IN_QUICK else replace(rule, rate_of=MEAN)
             for rule in short_rules
         ]
+    if size.long_names:  # each with a rate of its own, as those that they would take it from may not be there
+        long_rules = [replace(rule, rate_of="") for rule in long_rules if rule.name in size.long_names]
     runs = Runs(lab, data, size.course)
     rows = measure(runs, short_rules, size.rates, size.seeds, bench.say)
     # With few rounds a course must be long before there is anything to compare.
