@@ -83,7 +83,9 @@ def from_estimates(
         mean, rms = (estimates.get(f"{name}/{kind}") for kind in ESTIMATES)
         if mean is None or rms is None:
             continue
-        step = before[name][STEP] if name in before else torch.tensor(_SETTLED_STEPS)
+        step = before[name][STEP] if name in before else torch.tensor(0.0)
+        if not float(step):
+            step = torch.tensor(_SETTLED_STEPS)
         first, second = _corrections(step, betas)
         square = torch.maximum(rms, mean.abs()).square()
         found[name] = {

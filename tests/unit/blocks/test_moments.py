@@ -102,8 +102,11 @@ def test_peers_that_average_them_step_as_a_plain_adamw_with_averaged_moments() -
             )
 
 
-def test_who_never_stepped_goes_on_from_what_the_others_know() -> None:
+@pytest.mark.parametrize("has_state", [False, True])
+def test_who_never_stepped_goes_on_from_what_the_others_know(has_state: bool) -> None:
     newcomer, said = UnitOptimizer(parameters(), OptimizerConfig(learning_rate=RATE)), stepped(20).estimates()
+    if has_state:  # as another holder may have sent it
+        newcomer.write({key: torch.zeros_like(tensor) for key, tensor in stepped(1).read().items()})
     newcomer.take_estimates(said)
     found = newcomer.estimates()
     for key, tensor in said.items():
