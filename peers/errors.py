@@ -1,6 +1,7 @@
 """What can go wrong between peers. One root, so that the command line knows them all."""
 
 NOT_ADMITTED = "not admitted: "  # how a refusal that will not change by itself begins
+DIAL_BACKOFF = "dial backoff"  # libp2p dials no more for a while, and no longer says why
 
 
 class PeerError(Exception):
@@ -63,6 +64,11 @@ class OverLimit(PeerError):
 
 class PeerLost(PeerError):
     """A call to a peer failed: it is gone, too slow, or talks nonsense. Another peer can do the work."""
+
+
+def reason_of(peer: str, reason: object) -> str:
+    """Why a call to `peer` failed, in words that name it."""
+    return str(reason) if peer in str(reason) else f"peer {peer}: {reason}"
 
 
 class NoRoute(PeerError):

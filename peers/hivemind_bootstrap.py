@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
@@ -15,8 +14,8 @@ from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonErro
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
-from peers.errors import NOT_ADMITTED, NetworkFailed
-from peers.hivemind_daemon import Daemon, DaemonOptions, one_line
+from peers.errors import DIAL_BACKOFF, NOT_ADMITTED, NetworkFailed
+from peers.hivemind_daemon import DIALLING, Daemon, DaemonOptions, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,6 @@ _PING_SECONDS = 5.0
 _RETRY_SECONDS = 0.05
 _SEARCH_SECONDS = 3.0
 _NOTHING_YET = "no answer"
-_BACKOFF = "dial backoff"  # libp2p dials no more for a while, and no longer says why
-_DIALLING = re.compile(r"^(?:failed to dial(?: \w+)?: )+all dials failed(?: \* \[\S+\])? ")
 _STRAGGLER_SECONDS = 0.5  # once one has answered, the others may take this much longer
 
 
@@ -132,8 +129,8 @@ async def _greet_all(p2p: Daemon, node: DHTNode, reasons: dict[str, str]) -> boo
                     useless.append(error)
                     reasons[tasks[task]] = str(error)
                     continue
-                if _BACKOFF not in task.result() or reasons[tasks[task]] == _NOTHING_YET:
-                    reasons[tasks[task]] = _DIALLING.sub("", task.result())
+                if DIAL_BACKOFF not in task.result() or reasons[tasks[task]] == _NOTHING_YET:
+                    reasons[tasks[task]] = DIALLING.sub("", task.result())
                 reached = reached or not task.result()
     finally:
         for task in pending:

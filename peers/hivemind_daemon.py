@@ -308,6 +308,10 @@ async def _end_client(client: Any) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+DIALLING = re.compile(r"^(?:failed to dial(?: \w+)?: )+all dials failed(?: \* \[(\S+)\])? ")
+"""What libp2p says before why; its group is the first address that it tried."""
+
+
 def one_line(error: BaseException) -> str:
     """What a daemon said, for a message: without its own prefix and line breaks."""
     return " ".join(str(error).removeprefix("Connect failed. msg=").split())[:300]

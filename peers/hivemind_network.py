@@ -23,7 +23,7 @@ from peers.address_book import load_addresses, save_addresses
 from peers.config import NetworkConfig
 from peers.errors import BadIdentity, NetworkFailed, PeerError
 from peers.hivemind_bootstrap import is_taken_elsewhere, join_swarm
-from peers.hivemind_daemon import Daemon, one_line, options_of
+from peers.hivemind_daemon import DIALLING, Daemon, one_line, options_of
 from peers.hivemind_directory import HivemindDirectory, SealValidator
 from peers.hivemind_lan import group_protocol
 from peers.hivemind_members import Members, refuse
@@ -175,7 +175,8 @@ class HivemindNetwork:
         except TimeoutError as error:
             raise NetworkFailed(f"peer {peer} did not answer in {self.config.dial_seconds:.0f} s") from error
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-            raise NetworkFailed(f"no '{kind}' stream to peer {peer}: {one_line(error)}") from error
+            why = DIALLING.sub(lambda found: f"{found[1] or 'dialling'}: ", one_line(error))
+            raise NetworkFailed(f"no '{kind}' stream to peer {peer}: {why}") from error
         return ByteStream(peer=peer, reader=reader, writer=writer)
 
     async def serve_stream(self, kind: str, handler: StreamHandler) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from peers.errors import DIAL_BACKOFF
 from peers.network import PeerId
 
 # How long after a failure a peer is asked again, by how many it has had. After each dial that fails libp2p dials an
@@ -42,7 +43,12 @@ class PeerHealth:
 
 
 def after_failure(health: PeerHealth, *, now: float, reason: str) -> PeerHealth:
-    """A call or a probe failed: out until a probe succeeds, which each failure puts off for longer."""
+    """A call or a probe failed: out until a probe succeeds, which each failure puts off for longer.
+
+    Where libp2p did not even dial, the reason from when it last did stays.
+    """
+    if DIAL_BACKOFF in reason and health.failures:
+        reason = health.reason
     wait_seconds = PROBE_AFTER_SECONDS[min(health.failures, len(PROBE_AFTER_SECONDS) - 1)]
     return replace(health, failures=health.failures + 1, probe_at=now + wait_seconds, reason=reason)
 

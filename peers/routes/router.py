@@ -15,7 +15,7 @@ from typing import Protocol
 
 from blocks.spans import Span
 from peers.directory import Directory
-from peers.errors import NoRoute, PeerLost, Refused
+from peers.errors import NoRoute, PeerLost, Refused, reason_of
 from peers.network import PeerId
 from peers.published.catalogue import Published
 from peers.records import PeerRecord
@@ -221,7 +221,7 @@ class LiveRouter:
         return kept_apart(views, self._pool.me, self._config.rules.keep_first)
 
     def _excuses(self) -> str:
-        out = [f"{peer}: {reason}" for peer, reason in list(self.health.unusable().items())[:3]]
+        out = [reason_of(peer, reason) for peer, reason in list(self.health.unusable().items())[:3]]
         return "; ".join(out) if out else f"{len(self.records)} hosts are known"
 
     def _to_measure(self) -> list[PeerId]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from blocks.errors import BlockError
-from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed
+from peers.errors import BadMessage, NetworkFailed, PeerLost, Refused, StreamClosed, reason_of
 from peers.network import Network, PeerId
 from peers.streams.answering import Handler, as_refused
 from peers.streams.calls import Answer, Caller, Question, dial
@@ -83,14 +83,14 @@ class Pool:
                     answer.cancel()
         except Refused as error:
             if error.code in (RefusalCode.RUN, RefusalCode.VERSION, RefusalCode.MEMBER):
-                raise PeerLost(f"peer {peer}: {error}") from error
+                raise PeerLost(reason_of(peer, error)) from error
             raise
         except TimeoutError as error:
             await self._forget(peer, kind, caller)
             raise PeerLost(f"peer {peer} did not answer a '{message.kind}' in {seconds:.0f} s") from error
         except (StreamClosed, NetworkFailed, BadMessage) as error:
             await self._forget(peer, kind, caller)
-            raise PeerLost(f"peer {peer}: {error}") from error
+            raise PeerLost(reason_of(peer, error)) from error
 
     async def close(self) -> None:
         """Close every stream."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 
-from peers.errors import NetworkFailed
+from peers.errors import DIAL_BACKOFF, NetworkFailed, reason_of
 from peers.hivemind_daemon import MAX_HIVEMIND_FRAME_BYTES
 from peers.hivemind_network import HivemindNetwork
 from peers.network import ByteStream, PeerId
@@ -65,6 +66,20 @@ async def test_a_third_peer_is_reached_by_its_id_alone(start: Start) -> None:
     client = await start("client", ann, client_mode=True)
     assert await client.addresses() == ()
     assert await ask(await client.open_stream(bob.peer_id, "echo"), b"hello") == b"hello"
+
+
+async def test_a_peer_that_has_ended_is_named_once_with_the_address_and_what_it_said(start: Start) -> None:
+    ann = await start("ann")
+    bob = await start("bob", ann)
+    (address,) = await bob.addresses()
+    await bob.stop()
+    where = re.escape(address.partition("/p2p/")[0])
+    with pytest.raises(NetworkFailed, match=f"^no 'echo' stream to peer {bob.peer_id}: {where}: .*refused$") as caught:
+        await ann.open_stream(bob.peer_id, "echo")
+    with pytest.raises(NetworkFailed, match=f"{where}: {DIAL_BACKOFF}$"):
+        await ann.open_stream(bob.peer_id, "echo")
+    assert reason_of(bob.peer_id, caught.value) == str(caught.value)
+    assert reason_of(ann.peer_id, "it is slow") == f"peer {ann.peer_id}: it is slow"
 
 
 async def test_a_kind_or_a_run_that_is_not_served_and_a_stranger_are_network_errors(start: Start) -> None:

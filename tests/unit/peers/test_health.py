@@ -80,6 +80,18 @@ def test_whoever_comes_back_finds_the_door_open_or_nearly_so_however_long_it_was
     assert sum(seconds > 0 for _, seconds in shut) < len(shut) / 4
 
 
+def test_the_reason_is_why_it_could_not_be_dialled_not_that_it_is_not_being_dialled() -> None:
+    health = Health(Clock())
+    health.failed(ANN, "/ip4/10.0.0.1/tcp/1: dial backoff")
+    assert health.unusable() == {ANN: "/ip4/10.0.0.1/tcp/1: dial backoff"}, "nothing better is known"
+    health.failed(ANN, "/ip4/10.0.0.1/tcp/1: connection refused")
+    health.failed(ANN, "/ip4/10.0.0.1/tcp/1: dial backoff")
+    assert health.unusable() == {ANN: "/ip4/10.0.0.1/tcp/1: connection refused"}
+    health.answered(ANN)
+    health.failed(ANN, "/ip4/10.0.0.1/tcp/1: dial backoff")
+    assert health.unusable() == {ANN: "/ip4/10.0.0.1/tcp/1: dial backoff"}
+
+
 def test_bans_double_outlast_answers_and_are_forgiven_after_a_day() -> None:
     clock = Clock()
     health = Health(clock)
