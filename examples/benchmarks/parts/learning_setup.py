@@ -30,7 +30,7 @@ from torch import Tensor
 from blocks.load import load_tokenizer
 
 RANK = 8
-RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (1e-3, 3e-3, 1e-2), (3e-3,)
+RATES, FEW_RATES, LONG_RATES = (1e-3, 3e-3, 1e-2, 2e-2), (3e-3, 1e-2, 2e-2), (3e-3,)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMOLLM2_RATES = (2e-3, 4e-3)  # peers with unlike data go further at a higher one than one process does
 TABLE_COLUMNS = 120
