@@ -124,8 +124,8 @@ class Recipe:
                     (self.local == "fednova", "local = 'fednova'", "its shares weigh changes, and moments are none"),
                     (self.robust != "none", f"robust = '{self.robust}'",
                      "moments and updates of other scales share one norm"),
-                    (self.codec == "topk", "codec = 'topk'",
-                     "moments and updates of other scales would compete for the largest values"),
+                    (self.codec in ("int4", "topk"), f"codec = '{self.codec}'",
+                     "it keeps the largest values alone, and where nothing is left of a moment steps are too long"),
                 )
             ),
             (self.robust != "none" and self.codec == "topk", f"robust = '{self.robust}'", "codec = 'topk'",

@@ -23,7 +23,7 @@ _STEP_KINDS = ("velocity/", "first/", "second/", "step/")
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class UnitInput:
     """What a round reads of one unit: `control` is this peer's own control variate (SCAFFOLD), by tensor name;
-    `moments` are what its optimizer knows of the gradients, `TENSOR/mean` and `TENSOR/rms`.
+    `moments` are what its optimizer knows of the gradients, `TENSOR/mean` and `TENSOR/rms`; none before a step.
     """
 
     view: UnitView

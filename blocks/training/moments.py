@@ -21,6 +21,7 @@ ESTIMATES = ("mean", "rms")
 _MEAN_BOUND = 8.0
 _MEAN_FLOOR = 1e-16
 _SETTLED_STEPS = 1000.0  # 1 / (1 - b2): as far back as the second moment remembers
+_MOST = 500.0  # a gradient beyond is none that can be learnt from, and rounds take no value beyond 1,000
 
 
 def parse_moments(parameters: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Moments:
@@ -53,7 +54,7 @@ def _checked(name: str, parameter: torch.Tensor, state: Mapping[str, torch.Tenso
 
 
 def to_estimates(moments: Moments, betas: tuple[float, float] = BETAS) -> dict[str, torch.Tensor]:
-    """`TENSOR/mean` and `TENSOR/rms` of its gradients, as far as the moments remember; fp32 on the CPU.
+    """`TENSOR/mean` and `TENSOR/rms` of its gradients, as far as the moments remember; fp32 on the CPU, finite.
 
     Adam's own correction is made, so that estimates after few steps count as much as others. A root in place of the
     square, which for small gradients is nothing in fp16 or next to a large one in 8 bits.
@@ -62,8 +63,8 @@ def to_estimates(moments: Moments, betas: tuple[float, float] = BETAS) -> dict[s
     for name, state in moments.items():
         first, second = _corrections(state[STEP], betas)
         mean, square = (state[moment].detach().to("cpu", torch.float32) for moment in MOMENTS)
-        found[f"{name}/mean"] = mean / first
-        found[f"{name}/rms"] = (square / second).sqrt()
+        found[f"{name}/mean"] = _bounded(mean / first)
+        found[f"{name}/rms"] = _bounded((square / second).sqrt())
     return found
 
 
@@ -75,14 +76,20 @@ def from_estimates(
 ) -> Moments:
     """Moments that say what `estimates` say, as old as those `before`; on the parameters' devices and in their dtypes.
 
-    What was never stepped here has no age: it takes the estimates as they are. No mean is above its rms, whatever a
-    coarse codec or a forger made of the two: a first step is then as long as the learning rate, and no longer.
+    What was never stepped here has no age: it takes the estimates as they are. A codec may leave nothing of an rms that
+    is small next to its neighbours', which would make its next steps long: there this peer's own estimates stay, or
+    else the least rms of the tensor holds. No mean is above its rms, whatever a codec or a forger made of the two.
     """
+    own = to_estimates(before, betas)
     found: Moments = {}
     for name, parameter in parameters.items():
         mean, rms = (estimates.get(f"{name}/{kind}") for kind in ESTIMATES)
-        if mean is None or rms is None:
+        if mean is None or rms is None or not bool((rms > 0).any()):
             continue
+        mean, rms, known = _bounded(mean), _bounded(rms), rms > 0
+        others = rms[known].min().expand_as(rms) if f"{name}/rms" not in own else own[f"{name}/rms"]
+        mean = torch.where(known, mean, own.get(f"{name}/mean", torch.zeros_like(mean)))
+        rms = torch.where(known, rms, others)
         step = before[name][STEP] if name in before else torch.tensor(0.0)
         if not float(step):
             step = torch.tensor(_SETTLED_STEPS)
@@ -99,6 +106,10 @@ def from_estimates(
 def no_moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     """Those before the first step."""
     return {moment: torch.zeros_like(parameter) for moment in MOMENTS} | {STEP: torch.tensor(0.0)}
+
+
+def _bounded(estimate: torch.Tensor) -> torch.Tensor:
+    return estimate.nan_to_num(0.0, _MOST, -_MOST).clamp(-_MOST, _MOST)
 
 
 def _corrections(step: torch.Tensor, betas: tuple[float, float]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from blocks.spans import Span
 from blocks.training.ledger import MicrobatchId
 from peers.chains.train_lanes import HopFailed, OpenLanes, TrainLanes
 from peers.chains.train_service import item_of
-from peers.errors import NoRoute, PeerLost, Refused
+from peers.errors import NoRoute, PeerLost, Refused, reason_of
 from peers.routes.router import Router
 from peers.routes.routing import Hop
 from peers.streams.messages import Backward, Commit, Drop, Evaluate, Forward, Message, RefusalCode, StreamKind
@@ -164,7 +164,7 @@ class TrainChain:
             hops = (*hops[:place], *others, *hops[place + 1 :])
         assert failed is not None
         raise NoRoute(
-            f"a microbatch failed {self._config.max_tries} times, last at peer {failed.hop.peer}: {failed.error}"
+            f"a microbatch failed {self._config.max_tries} times, last: {reason_of(failed.hop.peer, failed.error)}"
         ) from failed
 
     async def _through(

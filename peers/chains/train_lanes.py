@@ -14,7 +14,7 @@ import torch
 
 from peers.chains.collecting import Collecting
 from peers.chains.timings import arrived, note
-from peers.errors import PeerLost, Refused
+from peers.errors import PeerLost, Refused, reason_of
 from peers.routes.paces import Paces
 from peers.routes.routing import Hop
 from peers.streams.calls import Answer
@@ -32,7 +32,7 @@ class HopFailed(Exception):
     """One hop of a chain did not do its part."""
 
     def __init__(self, hop: Hop, error: PeerLost | Refused) -> None:
-        super().__init__(f"peer {hop.peer}: {error}")
+        super().__init__(reason_of(hop.peer, error))
         self.hop, self.error = hop, error
 
 

@@ -16,6 +16,7 @@ from peers.network import PeerId
 # address no more for 5 s and k^2 s, k being how many have failed: two early probes are for peers that are connected,
 # and those after it must be rare, or whoever comes back finds the door shut. That it is back its next record tells.
 PROBE_AFTER_SECONDS = (1.0, 2.0, 7.0, 21.0, 63.0, 189.0, 567.0, 1800.0, 3600.0)
+_NEXT_ADDRESS = " * ["  # in what libp2p says of several
 FIRST_BAN_SECONDS = 60.0
 LONGEST_BAN_SECONDS = 6 * 3600.0
 FORGIVEN_AFTER_SECONDS = 24 * 3600.0
@@ -45,10 +46,13 @@ class PeerHealth:
 def after_failure(health: PeerHealth, *, now: float, reason: str) -> PeerHealth:
     """A call or a probe failed: out until a probe succeeds, which each failure puts off for longer.
 
-    Where libp2p did not even dial, the reason from when it last did stays.
+    What fails before it is asked again is the same incident. Where libp2p did not even dial, the reason from when it
+    last did stays.
     """
-    if DIAL_BACKOFF in reason and health.failures:
+    if health.failures and reason.endswith(DIAL_BACKOFF) and _NEXT_ADDRESS not in reason:
         reason = health.reason
+    if health.failures and now < health.probe_at:
+        return replace(health, reason=reason)
     wait_seconds = PROBE_AFTER_SECONDS[min(health.failures, len(PROBE_AFTER_SECONDS) - 1)]
     return replace(health, failures=health.failures + 1, probe_at=now + wait_seconds, reason=reason)
 

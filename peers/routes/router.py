@@ -238,8 +238,8 @@ class LiveRouter:
         return new + [peer for _, peer in old if peer in self._measured_at][:_MEASURED_AT_ONCE]
 
     def _announcements(self) -> dict[PeerId, float]:
-        """Until when each host's newest record lives: later with each announcement."""
-        return {record.peer: record.expires_at for record in self.records}
+        """Until when each peer's newest record lives, whatever it does in the run: later with each announcement."""
+        return {record.peer: record.expires_at for record in self.found}
 
     def _announced_anew(self) -> list[PeerId]:
         """Who is out and has announced itself since: a sign of life, so it is asked without waiting for its turn."""

@@ -87,10 +87,11 @@ class Member:
         """
         if self._is_closed:
             raise BadConfig("this member has left its run, as its training had ended; make a new one to train on")
-        self._part.units.steps.begin(optimizer)
+        self._part.units.steps.check(optimizer)
         self._gate.rest()
         self.held_out.end()
         self.peer.loop.run(self._part.units.restart())
+        self._part.units.steps.optimizer = optimizer
         for hook in self._hooks:
             hook.remove()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step)]

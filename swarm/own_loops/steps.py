@@ -11,7 +11,7 @@ from averaging.recipe import Recipe
 from blocks.adapters import UnitParameters, UnitTensors
 from blocks.spans import UnitId
 from blocks.training.local_rules import LocalRule, UnitTerms
-from blocks.training.moments import BETAS, MOMENTS, STEP, Moments, from_estimates, parse_moments, to_estimates
+from blocks.training.moments import MOMENTS, STEP, from_estimates, parse_moments, to_estimates
 from swarm.errors import BadConfig
 
 _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
@@ -21,7 +21,7 @@ class OwnSteps:
     """Implements unit_book.LocalSteps for parameters that an optimizer of the loop's own steps on.
 
     The run's local rule is applied to the gradients as they are just before a step; where the loop clips them, after
-    that. The optimizer's moments stay its own, unless rounds average them: those of other holders are checked and left.
+    that. The optimizer's moments stay its own, also where it takes another holder's state; a round may average them.
     """
 
     def __init__(self, parameters: UnitParameters, rule: LocalRule, recipe: Recipe) -> None:
@@ -35,34 +35,33 @@ class OwnSteps:
         """See LocalSteps."""
         return self._terms
 
-    def begin(self, optimizer: Optimizer) -> None:
-        """From here on `optimizer` makes the steps.
+    def check(self, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that the run's rounds cannot work with.
 
         Raises:
-            BadConfig: rounds average AdamW's moments, and this is another optimizer.
+            BadConfig: rounds average AdamW's moments, and it has none.
         """
         if self._averages_moments and not isinstance(optimizer, _ADAMS):
             raise BadConfig(
                 f"this run's rounds average Adam's moments (rounds.moments = 'mean'), and {type(optimizer).__name__} "
                 f"has none; train with torch.optim.AdamW"
             )
-        self.optimizer = optimizer
 
     def estimates(self, unit: UnitId) -> dict[str, torch.Tensor]:
         """See LocalSteps."""
-        if self.optimizer is None:
-            return {}
-        return to_estimates(self._moments(unit), self._betas)
+        found: dict[str, torch.Tensor] = {}
+        for name, (moments, betas) in self._moments(unit).items():
+            found |= to_estimates({name: moments}, betas)
+        return found
 
     def take_estimates(self, estimates: Mapping[UnitId, UnitTensors]) -> None:
         """See LocalSteps. What was not stepped yet begins anew: only the optimizer knows what belongs to its state."""
-        if self.optimizer is None:
-            return
         for unit, found in estimates.items():
-            named, before = self._parameters[unit], self._moments(unit)
-            stepped = {name: named[name] for name in before}
-            for name, moments in from_estimates(stepped, found, before, self._betas).items():
-                self.optimizer.state[named[name]].update(moments)
+            for name, (before, betas) in self._moments(unit).items():
+                named = {name: self._parameters[unit][name]}
+                for moments in from_estimates(named, found, {name: before}, betas).values():
+                    for key in MOMENTS:
+                        before[key].copy_(moments[key])  # in place: a captured graph steps on this memory
 
     def write_moments(self, moments: Mapping[UnitId, UnitTensors]) -> None:
         """See LocalSteps."""
@@ -93,20 +92,14 @@ class OwnSteps:
                     else:
                         parameter.grad.copy_(wanted[name])
 
-    def _moments(self, unit: UnitId) -> Moments:
-        """Of those parameters of a unit that were stepped."""
-        if self.optimizer is None:
+    def _moments(self, unit: UnitId) -> dict[str, tuple[dict[str, torch.Tensor], tuple[float, float]]]:
+        """The optimizer's own tensors, and the betas that they are made with, of what was stepped of a unit."""
+        optimizer = self.optimizer
+        if optimizer is None:
             return {}
-        state = self.optimizer.state
+        betas = {each: group["betas"] for group in optimizer.param_groups for each in group["params"]}
         return {
-            name: {key: state[parameter][key] for key in (*MOMENTS, STEP)}
+            name: ({key: optimizer.state[parameter][key] for key in (*MOMENTS, STEP)}, betas[parameter])
             for name, parameter in self._parameters[unit].items()
-            if state.get(parameter)
+            if optimizer.state.get(parameter)
         }
-
-    @property
-    def _betas(self) -> tuple[float, float]:
-        if self.optimizer is None:
-            return BETAS
-        first, second = self.optimizer.defaults["betas"]
-        return float(first), float(second)

@@ -20,7 +20,6 @@ SHORT, LONG = 4, 50
 Say = Callable[[str], None]
 
 _PACES = (2, 3, 5, 6)
-_ROUNDED_UP = 1.001  # the parts of a vector are whole values
 _NESTEROV = Recipe(outer="nesterov", outer_learning_rate=0.7, outer_momentum=0.5)  # 0.9 is for hundreds of rounds
 # After many local steps peers with unlike data have gone ways of their own, and a mean of n takes an n-th of each.
 _NESTEROV_LONG = replace(_NESTEROV, outer_learning_rate=1.4)
@@ -134,12 +133,9 @@ def measure(runs: Runs, rules: Sequence[Rule], rates: Sequence[float], seeds: Se
 
 
 def summary(rows: Sequence[Row], long_rows: Sequence[Row]) -> dict[str, object]:
-    """The best of all rules, and the best of few rounds with Nesterov's outer step: those that send no more than one
-    adapter in fp32 does.
-    """
+    """The best of all rules, and what the outer step and averaged moments make of few rounds."""
     best = best_rules(rows, 1)[0]
-    few = [row for row in long_rows[1:] if row.traffic_ratio <= _ROUNDED_UP / row.rule.local_steps]
-    far = min((row for row in few if row.rule.recipe.outer == "nesterov"), key=lambda row: row.gap_percent)
+    (far,) = (row for row in long_rows if row.rule.name == MOMENTS_INT8_50)
     return {
         "best_rule": best.rule.name,
         "best_gap_percent": _number(best.gap_percent, 3),

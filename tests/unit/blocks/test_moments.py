@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from averaging.codecs import make_codec
+from averaging.config import AveragingConfig
 from blocks.spans import UnitId
 from blocks.training.moments import ESTIMATES, from_estimates, parse_moments, to_estimates
 from blocks.training.optimizer import OptimizerConfig, UnitOptimizer
@@ -115,10 +119,23 @@ def test_who_never_stepped_goes_on_from_what_the_others_know(has_state: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("mean", "rms"), [(1000.0, 0.0), (1000.0, 1e-30), (-1000.0, -1000.0), (1e-30, 0.0), (0.0, 0.0), (0.0, 1000.0)]
+    ("mean", "rms"),
+    [
+        (1000.0, 0.0),
+        (1000.0, 1e-30),
+        (-1000.0, -1000.0),
+        (1e-30, 0.0),
+        (0.0, 0.0),
+        (0.0, 1000.0),
+        (0.0, 1e20),
+        (1e20, 1e20),
+        (-1e20, 1.0),
+        (math.nan, 1.0),
+        (0.0, math.inf),
+    ],
 )
 @pytest.mark.parametrize("num_steps", [0, 1, 500])
-def test_whatever_a_codec_or_a_forger_says_no_value_moves_further_than_adamw_could(
+def test_whatever_a_codec_or_a_forger_says_adamw_goes_on_and_no_value_moves_further_than_it_could(
     mean: float, rms: float, num_steps: int
 ) -> None:
     optimizer = stepped(num_steps, scale=1e-3)
@@ -132,6 +149,55 @@ def test_whatever_a_codec_or_a_forger_says_no_value_moves_further_than_adamw_cou
     other.write(state)
     other.step({name: torch.zeros(3, 4) for name in NAMES}, samples=0)
     assert all(float(each.detach().abs().max()) <= RATE * 1.1 for each in held.values())
+    other.step({name: torch.ones(3, 4) for name in NAMES}, samples=0)
+    assert all(float(each.detach().abs().max()) <= RATE * 5 for each in held.values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in {**other.read(), **other.estimates()}.values())
+
+
+def test_where_a_codec_left_nothing_of_an_rms_the_peers_own_stays() -> None:
+    optimizer = stepped(30)
+    own = optimizer.estimates()
+    said = {key: torch.full_like(tensor, 0.1) for key, tensor in own.items()}
+    for key in ("a.A/mean", "a.A/rms"):
+        said[key][0] = 0.0
+    optimizer.take_estimates(said)
+    found = optimizer.estimates()
+    torch.testing.assert_close(found["a.A/mean"][0], own["a.A/mean"][0], rtol=1e-4, atol=1e-6)
+    least = torch.maximum(own["a.A/rms"], own["a.A/mean"].abs())[0]
+    torch.testing.assert_close(found["a.A/rms"][0], least, rtol=1e-4, atol=1e-6)
+    for key, rows in (("a.A/rms", slice(1, 3)), ("a.B/rms", slice(0, 3)), ("a.A/mean", slice(1, 3))):
+        torch.testing.assert_close(found[key][rows], said[key][rows], rtol=1e-4, atol=1e-6)
+    newcomer = UnitOptimizer(parameters(), OptimizerConfig(learning_rate=RATE))
+    newcomer.take_estimates(said)
+    assert float(newcomer.estimates()["a.A/rms"].min()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_spike_that_no_round_would_take_is_told_as_one_that_it_does() -> None:
+    optimizer = UnitOptimizer(parameters(), OptimizerConfig(learning_rate=RATE))
+    optimizer.step({name: torch.full((3, 4), 1e18) for name in NAMES}, samples=0)
+    assert all(100 < float(t.max()) < AveragingConfig().max_update for t in optimizer.estimates().values())
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_through_a_lossy_codec_steps_stay_as_long_as_they_were(codec: str) -> None:
+    """Values of a block differ by a factor of thousands, as they do where inputs have outliers."""
+    generator, made = torch.Generator().manual_seed(5), make_codec(codec)
+    scale_O = torch.exp(1.5 * torch.randn(4096, generator=generator)) * 1e-3
+    lengths = []
+    for through in (False, True):
+        held = {"a.A": nn.Parameter(torch.zeros(4096))}
+        optimizer = UnitOptimizer(held, OptimizerConfig(learning_rate=RATE))
+        for step in range(60):
+            if step == 40 and through:
+                said = {key: made.decode(made.encode(t), t.numel()) for key, t in optimizer.estimates().items()}
+                optimizer.take_estimates(said)
+            before = held["a.A"].detach().clone()
+            noise = torch.Generator().manual_seed(step)
+            optimizer.step({"a.A": scale_O * torch.randn(4096, generator=noise)}, samples=0)
+        lengths.append((held["a.A"].detach() - before).abs())
+    plain, coded = lengths
+    assert float(coded.mean()) == pytest.approx(float(plain.mean()), rel=0.05)
+    assert float(coded.max()) < 2 * RATE
 
 
 def test_they_are_fp32_and_moments_are_as_the_parameters() -> None:

@@ -92,6 +92,24 @@ def test_the_reason_is_why_it_could_not_be_dialled_not_that_it_is_not_being_dial
     assert health.unusable() == {ANN: "/ip4/10.0.0.1/tcp/1: dial backoff"}
 
 
+def test_of_several_addresses_what_one_said_is_news() -> None:
+    health = Health(Clock())
+    health.failed(ANN, "/ip4/10.0.0.1/tcp/1: timeout")
+    said = "/ip4/10.0.0.1/tcp/1: connection refused * [/ip4/10.0.0.2/tcp/1] dial backoff"
+    health.failed(ANN, said)
+    assert health.unusable() == {ANN: said}
+
+
+def test_calls_that_fail_before_it_is_asked_again_are_one_incident() -> None:
+    clock = Clock()
+    health = Health(clock)
+    for _ in range(8):
+        health.failed(ANN, "its stream ended")
+    assert health.of(ANN).failures == 1
+    clock.now += PROBE_AFTER_SECONDS[0]
+    assert health.to_probe() == [ANN]
+
+
 def test_bans_double_outlast_answers_and_are_forgiven_after_a_day() -> None:
     clock = Clock()
     health = Health(clock)

@@ -107,6 +107,27 @@ def test_who_announces_itself_anew_is_asked_at_once() -> None:
     assert around.pool.asked == asked + 1
 
 
+@pytest.mark.parametrize("role", ["trainer", "holder", "keeper"])
+def test_who_is_no_host_and_announces_itself_anew_is_asked_at_once_too(role: str) -> None:
+    """Members of other loops, and holders behind NAT, take part in rounds."""
+    around = Around()
+
+    def announce(expires_at: float) -> None:
+        record = replace(peer_record(ANN, WHOLE, expires_at=expires_at), roles=(role,))
+        asyncio.run(around.directory.publish(record))
+
+    announce(1060.0)
+    around.refresh()
+    around.pool.record = None
+    for _ in range(6):
+        around.clock.now += 600.0
+        around.router.failed(ANN, "no answer")
+    around.pool.record = b"record"
+    assert not around.refresh()
+    announce(around.clock.now + 1060.0)
+    assert around.refresh()
+
+
 def test_one_announcement_is_one_probe_more() -> None:
     around = Around()
     around.announce(1060.0)

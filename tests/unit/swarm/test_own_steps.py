@@ -66,18 +66,20 @@ def test_moments_of_an_adam_are_read_and_written_as_a_hosts_are() -> None:
     steps, named = steps_of(LocalRule(), moments="mean")
     assert steps.estimates(UNIT) == {}
     steps.take_estimates({UNIT: {}})  # before there is an optimizer
-    optimizer = torch.optim.AdamW(named.values(), lr=0.1, betas=(0.8, 0.99), amsgrad=True)
-    steps.begin(optimizer)
+    groups = [{"params": [named["q.lora_A"]], "betas": (0.8, 0.99)}, {"params": [named["q.lora_B"]]}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, amsgrad=True)
+    steps.optimizer = optimizer
     named["q.lora_B"].grad = None
     for _ in range(3):
         optimizer.step()
     said = steps.estimates(UNIT)
     assert said.keys() == {"q.lora_A/mean", "q.lora_A/rms"}, "the other was never stepped"
     assert all(torch.allclose(tensor, torch.full((2, 3), 0.5)) for tensor in said.values())
+    memory = optimizer.state[named["q.lora_A"]]["exp_avg"]
     mean = {f"{name}/{kind}": torch.full_like(each, 0.25) for name, each in named.items() for kind in ("mean", "rms")}
     steps.take_estimates({UNIT: mean})
     assert all(torch.allclose(tensor, torch.full((2, 3), 0.25)) for tensor in steps.estimates(UNIT).values())
-    assert torch.allclose(optimizer.state[named["q.lora_A"]]["exp_avg"], torch.full((2, 3), 0.25 * (1 - 0.8**3)))
+    assert torch.allclose(memory, torch.full((2, 3), 0.25 * (1 - 0.8**3)))
     named["q.lora_B"].grad = torch.ones(3, 2)
     optimizer.step()
     assert float(optimizer.state[named["q.lora_A"]]["step"]) == 4
@@ -87,10 +89,10 @@ def test_moments_of_an_adam_are_read_and_written_as_a_hosts_are() -> None:
 def test_an_optimizer_without_moments_is_refused_where_rounds_average_them() -> None:
     steps, named = steps_of(LocalRule(), moments="mean")
     with pytest.raises(BadConfig, match=r"rounds\.moments = 'mean'.*SGD has none; train with torch\.optim\.AdamW"):
-        steps.begin(torch.optim.SGD(named.values(), lr=0.1))
-    assert steps.optimizer is None
+        steps.check(torch.optim.SGD(named.values(), lr=0.1))
+    steps.check(torch.optim.Adam(named.values(), lr=0.1))
     steps, named = steps_of(LocalRule())
-    steps.begin(torch.optim.SGD(named.values(), lr=0.1))
+    steps.check(torch.optim.SGD(named.values(), lr=0.1))
 
 
 class Model(nn.Module):
