@@ -24,6 +24,7 @@ from blocks.first_values import initial_tensor
 from blocks.frozen_lora import freeze_on, thaw
 from blocks.load import SpanModel
 from blocks.part import whole_on_meta
+from blocks.rng import forked_rng
 from blocks.skip import find_layers
 from blocks.source import ModelSource, read_config
 from blocks.spans import UnitId, parse_unit, unit_of
@@ -115,7 +116,7 @@ def attach(model: SpanModel, settings: LoraSettings) -> None:
         target_modules=names,
         fan_in_fan_out=uses_conv1d(model.cut.held[model.span.start]),
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws an initialisation that is overwritten below
+    with forked_rng():  # peft draws an initialisation that is overwritten below
         inject_adapter_in_model(config, model.module, adapter_name=LIVE)
     for lora in _all_lora(model):
         lora.lora_A.float()
@@ -368,9 +369,9 @@ def _all_lora(model: SpanModel) -> Iterator[LoraLayer]:
 def _frozen_copy(linear: nn.Linear, kind: str, rank: int) -> nn.Linear:
     """A factor at the run's rank; what is trained here may be of a smaller one, and the rest is zero."""
     inputs, outputs = (linear.in_features, rank) if kind == "lora_A" else (rank, linear.out_features)
-    with torch.random.fork_rng(devices=[]):  # a new Linear draws weights; nobody else's dice are to move
-        copied = nn.Linear(inputs, outputs, bias=False, dtype=torch.float32)
-    copied.to(linear.weight.device)
+    # Made without memory, it draws no weights: nobody else's dice are to move.
+    copied = nn.Linear(inputs, outputs, bias=False, dtype=torch.float32, device="meta")
+    copied = copied.to_empty(device=linear.weight.device)
     with torch.no_grad():
         copied.weight.zero_()
         copied.weight[: linear.out_features, : linear.in_features].copy_(linear.weight)

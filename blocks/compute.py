@@ -16,6 +16,7 @@ from torch import Tensor
 from blocks.adapters import LIVE, LoraSettings, attach, block_of, live_dropouts, parameters_by_unit, use_version
 from blocks.errors import BadSession
 from blocks.load import SpanModel
+from blocks.rng import forked_rng
 from blocks.spans import Span, UnitId
 
 UnitGradients = dict[UnitId, dict[str, Tensor]]
@@ -140,9 +141,7 @@ class SpanCompute:
             return
         # The span goes into the seed, else the hosts of a chain would all drop the same positions.
         mixed = hashlib.sha256(f"{seed}:{span}".encode()).digest()
-        devices = [self.model.device] if self.model.device.type != "cpu" else []
-        with torch.random.fork_rng(devices=devices, device_type=self.model.device.type if devices else "cuda"):
-            torch.manual_seed(int.from_bytes(mixed[:8], "little", signed=True))
+        with forked_rng(int.from_bytes(mixed[:8], "little", signed=True), self.model.device):
             for dropout in self._dropouts:
                 dropout.train()
             try:

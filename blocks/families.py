@@ -26,6 +26,7 @@ from blocks.family_configs import VOCAB_SIZE, tiny_config
 from blocks.load import load_client, load_span
 from blocks.loading import loading
 from blocks.part import whole_on_meta
+from blocks.rng import forked_rng
 from blocks.self_check import check_gradients
 from blocks.source import ModelSource, find_model, refuse_unsupported
 from blocks.spans import Span
@@ -179,8 +180,7 @@ def _run(model: object, **given: object) -> _Output:
 
 
 def _save(config: PretrainedConfig, directory: Path) -> nn.Module:
-    with loading(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
+    with loading(), forked_rng(7):
         whole = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         whole.save_pretrained(directory)
     return cast(nn.Module, whole)
